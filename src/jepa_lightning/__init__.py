@@ -1,0 +1,33 @@
+"""jepa-lightning: train joint-embedding predictive architectures with PyTorch Lightning, and see whether they learn."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from jepa_lightning import callbacks, losses, masking, metrics, networks, schedules
+from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
+from jepa_lightning.data import ImageDataModule, ShapesDataModule
+from jepa_lightning.modules import IJEPA, JEPA, Latents
+
+__version__ = version("jepa-lightning")
+
+_package = Path(__file__).parent
+# In a wheel the recipes lie inside the package, in a checkout beside `src`.
+RECIPES = _package / "recipes" if (_package / "recipes").is_dir() else _package.parents[1] / "recipes"
+
+__all__ = [
+    "IJEPA",
+    "JEPA",
+    "RECIPES",
+    "ImageDataModule",
+    "Latents",
+    "ShapesDataModule",
+    "callbacks",
+    "load_encoder",
+    "losses",
+    "masking",
+    "metrics",
+    "networks",
+    "save_for_timm",
+    "save_for_transformers",
+    "schedules",
+]

@@ -1,0 +1,17 @@
+"""The teacher, and what tells whether a model learns: collapse monitor, probes, pictures, throughput."""
+
+from jepa_lightning.callbacks.collapse import CollapseMonitor
+from jepa_lightning.callbacks.ema import EMATargetEncoder
+from jepa_lightning.callbacks.pictures import LatentPictures
+from jepa_lightning.callbacks.probes import KNNProbe, LinearProbe, Probe
+from jepa_lightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "CollapseMonitor",
+    "EMATargetEncoder",
+    "KNNProbe",
+    "LatentPictures",
+    "LinearProbe",
+    "Probe",
+    "Throughput",
+]

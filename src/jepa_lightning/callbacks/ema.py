@@ -1,0 +1,58 @@
+"""The teacher of a JEPA: an exponential moving average of the context encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from jepa_lightning.schedules import linear
+
+
+class EMATargetEncoder(pl.Callback):
+    """Moves `target_encoder` towards `context_encoder` after every optimiser step: ξ ← τ ξ + (1 − τ) θ.
+
+    Every module of this package brings this callback along by itself; give the Trainer one to use another momentum.
+    The momentum is a function of the optimiser step, so a resumed run needs no state of ours.
+
+    Args:
+        momentum: τ at the first step and at the end of the training, on a straight line between.
+
+    Raises:
+        ValueError: a momentum outside [0, 1].
+
+    Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
+    """
+
+    def __init__(self, momentum: tuple[float, float] = (0.996, 1.0)) -> None:
+        if not all(0 <= value <= 1 for value in momentum):
+            raise ValueError(f"momentum must lie in [0, 1] at start and end, got {tuple(momentum)}")
+        self.momentum = momentum
+        self._last_step = 0
+        self._total_steps = 1.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse a half-precision teacher: with τ near one its updates would all round to nothing."""
+        dtypes = {p.dtype for p in pl_module.target_encoder.parameters() if p.is_floating_point()}
+        if not dtypes <= {torch.float32, torch.float64}:
+            raise ValueError(
+                f"the target encoder must be kept in float32, not {dtypes}: "
+                "use precision 'bf16-mixed' or '16-mixed' instead of a 'true' half precision"
+            )
+        self._last_step = trainer.global_step
+        self._total_steps = trainer.estimated_stepping_batches
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Move the teacher if this batch ended in an optimiser step (under gradient accumulation most do not)."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        momentum = linear(trainer.global_step - 1, self._total_steps, *self.momentum)
+        student, teacher = pl_module.context_encoder, pl_module.target_encoder
+        torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+        # Running statistics of a convolutional encoder are averages already.
+        for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+            mine.copy_(theirs)
+        pl_module.log("train/momentum", momentum)

@@ -1,0 +1,258 @@
+"""Probes that follow the training: what could be read off the target encoder's features right now."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import MeanMetric
+
+Source = Literal["features", "observation"]
+
+
+class Probe(pl.Callback):
+    """What the online probes share: their input, their labels and their accuracy on the validation data.
+
+    A probe reads the features that the step has computed anyway (the target encoder's tokens of the whole image, averaged)
+    and never touches the module: its own weights live in the callback's state in the checkpoint.
+
+    Args:
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch (a NamedTuple) that holds the class; the batch's second item without.
+        source: `features`, or `observation` for the raw input, the baseline that features have to pass.
+    """
+
+    def __init__(self, name: str, label: str | None = None, source: Source = "features") -> None:
+        if source not in ("features", "observation"):
+            raise ValueError(f"source must be 'features' or 'observation', got {source!r}")
+        self.name = name
+        self.label = label
+        self.source = source
+        self._accuracy = MeanMetric()
+
+    @property
+    def state_key(self) -> str:
+        """Keeps the states of several probes of one class apart."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    @abstractmethod
+    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
+        """Learn from a training batch: inputs `[B, D]`, labels `[B]`."""
+
+    @abstractmethod
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The classes `[B]` of inputs `[B, D]`."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from the step's features."""
+        self.fit(trainer, pl_module, *self._read(outputs, batch))
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation."""
+        self._accuracy.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the hits on held-out images (a sanity check before the first step has nothing to count)."""
+        if not trainer.sanity_checking:
+            inputs, labels = self._read(outputs, batch)
+            self._accuracy.update((self.predict(inputs) == labels).float())
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the accuracy over the validation data of all processes."""
+        if not trainer.sanity_checking:
+            pl_module.log(f"probe/{self.name}/accuracy", self._accuracy.compute(), prog_bar=True)
+
+    def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """The inputs `[B, D]` and labels `[B]` of a batch."""
+        try:
+            labels = getattr(batch, self.label) if self.label else batch[1]
+        except (AttributeError, IndexError):
+            labels = None
+        if isinstance(batch, Tensor) or labels is None:
+            fields = getattr(batch, "_fields", None)
+            raise ValueError(
+                f"the probe {self.name!r} wants the label {self.label or 'at the second place'} of a batch, which has "
+                + (f"the fields {', '.join(fields)}" if fields else "none: train on labelled data, or drop the probe")
+            )
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"the probe {self.name!r} wants one class an image, integers [B], got {labels.dtype} {list(labels.shape)}"
+            )
+        if self.source == "observation":
+            return batch[0].flatten(1).float(), labels
+        return outputs["latents"].features.mean(1).float(), labels
+
+
+class LinearProbe(Probe):
+    """A linear classifier on standardised features, trained beside the model at every batch.
+
+    Logs `probe/<name>/train_accuracy` of each batch, before learning from it, and `probe/<name>/accuracy` on the
+    validation data.
+
+    Args:
+        num_classes: number of classes.
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch that holds the class; the batch's second item without.
+        source: `features`, or `observation` for the raw input.
+        lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
+            of a classifier that has settled.
+
+    Source: the standardisation without affine map is that of MAE (arXiv 2111.06377), appendix A.1.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        name: str = "linear",
+        label: str | None = None,
+        source: Source = "features",
+        lr: float = 3e-3,
+    ) -> None:
+        super().__init__(name, label, source)
+        self.num_classes = num_classes
+        self.lr = lr
+        self._head: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._state: dict[str, Any] = {}
+
+    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
+        """One step of the classifier."""
+        if self._head is None or self._optimizer is None:
+            self._build(trainer, pl_module, inputs.shape[1])
+        assert self._head is not None and self._optimizer is not None
+        if int(labels.max()) >= self.num_classes:
+            raise ValueError(
+                f"the probe {self.name!r} has {self.num_classes} classes, but a label is {int(labels.max())}"
+            )
+        remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, 4.0 * remaining)
+        logits = self._head.train()(inputs)
+        pl_module.log(f"probe/{self.name}/train_accuracy", (logits.argmax(1) == labels).float().mean())
+        self._optimizer.zero_grad()
+        F.cross_entropy(logits, labels).backward()
+        self._optimizer.step()
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The most likely class of each input."""
+        assert self._head is not None, "the probe has not seen a training batch"
+        return self._head.eval()(inputs).argmax(1)
+
+    def _build(self, trainer: pl.Trainer, pl_module: pl.LightningModule, width: int) -> None:
+        # Under a forked generator: a probe must not change the random numbers of the training it watches.
+        with torch.random.fork_rng(devices=[]):
+            head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
+        head = head.to(pl_module.device)
+        self._optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=0.0)
+        if self._state:
+            head.load_state_dict(self._state["head"])
+            self._optimizer.load_state_dict(self._state["optimizer"])
+        self._head = DistributedDataParallel(head) if trainer.world_size > 1 else head
+
+    def state_dict(self) -> dict[str, Any]:
+        """The classifier and its optimiser."""
+        if self._head is None or self._optimizer is None:
+            return self._state
+        head = self._head.module if isinstance(self._head, DistributedDataParallel) else self._head
+        return {"head": head.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the first batch, which tells the width and the device."""
+        self._state = state_dict
+
+
+class KNNProbe(Probe):
+    """A nearest-neighbour classifier on the features of the latest training images.
+
+    Features are standardised by the bank's mean and std; the `k` nearest by cosine similarity vote with weights
+    `exp(similarity / temperature)`. Nothing is fitted, so it cannot lag behind the encoder, and it takes any number of
+    classes.
+
+    Args:
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch that holds the class; the batch's second item without.
+        source: `features`, or `observation` for the raw input.
+        k: neighbours that vote (all of the bank if it holds fewer).
+        temperature: of the votes, above zero.
+        bank_size: training images kept on each process.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Source: the weighted vote is that of Wu et al. (arXiv 1805.01978), section 3.4.
+    """
+
+    def __init__(
+        self,
+        name: str = "knn",
+        label: str | None = None,
+        source: Source = "features",
+        k: int = 20,
+        temperature: float = 0.07,
+        bank_size: int = 10_000,
+    ) -> None:
+        super().__init__(name, label, source)
+        if k < 1 or temperature <= 0 or bank_size < 1:
+            raise ValueError(f"k, temperature and bank_size must be positive, got {k}, {temperature}, {bank_size}")
+        self.k = k
+        self.temperature = temperature
+        self.bank_size = bank_size
+        self._inputs: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._next = 0
+
+    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
+        """Put the batch into the bank, over the oldest entries."""
+        if self._inputs is None or self._labels is None:
+            self._inputs = inputs.new_zeros(self.bank_size, inputs.shape[1])
+            self._labels = labels.new_full((self.bank_size,), -1)
+        self._inputs, self._labels = self._inputs.to(inputs.device), self._labels.to(labels.device)
+        places = (self._next + torch.arange(len(inputs), device=inputs.device)) % self.bank_size
+        self._inputs[places], self._labels[places] = inputs, labels
+        self._next = int((self._next + len(inputs)) % self.bank_size)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect the banks of all processes, once a validation."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        if self._inputs is None or self._labels is None:
+            return
+        inputs = pl_module.all_gather(self._inputs).view(-1, self._inputs.shape[1])
+        labels = pl_module.all_gather(self._labels).view(-1)
+        filled = labels >= 0
+        inputs = inputs[filled]
+        self._mean, self._std = inputs.mean(0), inputs.std(0) + 1e-6
+        self._bank, self._bank_labels = self._normalize(inputs), labels[filled]
+
+    def _normalize(self, inputs: Tensor) -> Tensor:
+        return F.normalize((inputs - self._mean) / self._std, dim=1)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The class with the largest vote."""
+        similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
+        # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
+        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
+        votes = weights.new_zeros(len(inputs), int(self._bank_labels.max()) + 1)
+        return votes.scatter_add_(1, self._bank_labels[neighbours], weights).argmax(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bank."""
+        return {"inputs": self._inputs, "labels": self._labels, "next": self._next}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the bank of the checkpoint."""
+        self._inputs, self._labels, self._next = (state_dict[name] for name in ("inputs", "labels", "next"))

@@ -1,0 +1,104 @@
+"""`jepa`: one LightningCLI over the modules, data and callbacks of this package and of the user's own project."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import jepa_lightning
+
+
+class NearMissParser(LightningArgumentParser):
+    """A parser whose errors name the option or class that a misspelt one comes nearest to."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Leave with the message, and the nearest known names in front of it."""
+        hints = "\n".join(_near_misses(self, message))
+        return super().error(f"{hints}\n{message}" if hints else message, ex)
+
+
+class JEPACLI(LightningCLI):
+    """Lightning's CLI with that parser, and without the checkpoint's hyper-parameters overriding the given ones."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """No abbreviations: `--trainer.max_epoch` is a mistake, and to be told."""
+        parser = NearMissParser(dump_header=[f"lightning.pytorch=={pl.__version__}"], allow_abbrev=False, **kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones are merged in")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, with recipes looked up."""
+        self.config = parser.parse_args([_find_recipe(argument) for argument in (args or sys.argv[1:])])
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the hyper-parameters in `--ckpt_path` override configs and command line without a word."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run `jepa fit|validate|test|predict --config …`.
+
+    Configurations under `recipes/` that the working directory does not have are those of the installed package.
+
+    Args:
+        args: the command line after `jepa`; that of the process without.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # full paths of a user's own classes, which `python -m` would find too
+    JEPACLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        args=args,
+    )
+
+
+def _find_recipe(argument: str) -> str:
+    option, _, path = argument.rpartition("=")
+    if path.startswith("recipes/") and not Path(path).exists():
+        installed = jepa_lightning.RECIPES / path.removeprefix("recipes/")
+        if installed.exists():
+            return f"{option}={installed}" if option else str(installed)
+    return argument
+
+
+def _near_misses(parser: LightningArgumentParser, message: str) -> list[str]:
+    """A line for every unknown name in an error message of jsonargparse."""
+    subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else []
+    known_options = {action.dest for one in (parser, *subcommands) for action in one._actions}
+    lines = []
+    for path, option in re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        lines.append(_hint(f"option {option!r} of {path}", option, _parameters(path)))
+    for group, option in re.findall(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        names = {dest.removeprefix(f"{group}.") for dest in known_options if dest.startswith(f"{group}.")}
+        lines.append(_hint(f"option {option!r} of {group}", option, names))
+    for option in re.findall(r"unrecognized arguments: --([\w.]+)", message):
+        lines.append(_hint(f"option --{option}", option, known_options))
+    for name in re.findall(r"Expected a dot import path string: ([\w.]+)", message)[:1]:
+        packages = (jepa_lightning, jepa_lightning.callbacks, pl.callbacks)
+        lines.append(_hint(f"class {name!r}", name, {known for package in packages for known in package.__all__}))
+    return lines
+
+
+def _parameters(class_path: str) -> set[str]:
+    """What a constructor takes, with what it hands on to those of its bases."""
+    module, _, name = class_path.rpartition(".")
+    class_type = getattr(importlib.import_module(module), name)
+    return {name for base in class_type.__mro__ for name in inspect.signature(base).parameters if base is not object}
+
+
+def _hint(what: str, name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"unknown {what}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -1,0 +1,198 @@
+"""Rendered images of shapes on cluttered backgrounds: a labelled data set that needs no download."""
+
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
+
+SPLITS = ("train", "val", "test")
+_PIXEL_MEAN, _PIXEL_STD = 127.0, 74.0  # of the rendered 8-bit values, over all channels
+_CHUNK_PIXELS = 1 << 16  # pixels painted at a time: the temporary arrays stay in the processor's cache
+
+
+class ShapesBatch(NamedTuple):
+    """A batch of shape images (or, without the leading `B`, one sample).
+
+    Attributes:
+        image: `[B, 3, H, W]` float32, about zero mean and unit variance.
+        kind: `[B]` int64, the kind of the subject (the largest shape), an index into `KINDS`.
+        count: `[B]` int64, the number of shapes, 1 to 4.
+        positions: `[B, 4, 2]` float32, the shapes' centres as (x, y) in [0, 1] from the top left corner, the
+            subject's first; the rows of absent shapes are NaN.
+        segmentation: `[B, H, W]` int64, 0 for background and `k + 1` for a pixel of a shape of kind `k`.
+    """
+
+    image: Tensor
+    kind: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which no batch needs
+    positions: Tensor
+    segmentation: Tensor
+
+
+class ShapesDataset(Dataset[ShapesBatch]):
+    """Images of one to four shapes over a cluttered background, rendered on the fly.
+
+    The largest shape, the *subject*, gives an image its label. Kinds, colours, sizes, angles and places are all random,
+    so that neighbours in pixel space are of one kind hardly more often than by chance.
+
+    Every image is a pure function of the seed, the split and its index, the same bytes on every machine and in every
+    worker. It does not depend on `num_images`, and another image size shows the same scene at another resolution.
+
+    A whole batch is rendered at once where the loader asks for one: pass `collate_fn=ShapesDataset.collate` to a
+    `DataLoader`.
+
+    Args:
+        num_images: length of the data set.
+        image_size: side of the square images, or their (rows, columns); at least 16.
+        seed: any integer in [0, 2**63); other seeds give other images.
+        split: "train", "val" or "test", three disjoint streams of images.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> dataset = ShapesDataset(100, image_size=32)
+        >>> sample = dataset[7]
+        >>> sample.image.shape, dataset.kinds[sample.kind]
+        (torch.Size([3, 32, 32]), 'ell')
+    """
+
+    kinds = KINDS
+
+    def __init__(self, num_images: int, image_size: int | list[int] = 64, seed: int = 0, split: str = "train") -> None:
+        rows_columns = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+        if len(rows_columns) != 2 or min(rows_columns) < 16:
+            raise ValueError(
+                f"image_size={image_size!r} is neither a side in pixels nor [rows, columns]; give sizes of at least 16."
+            )
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} leaves no image; give at least 1.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed} is out of range; give an integer from 0 to 2**63 - 1.")
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} does not exist; choose one of {', '.join(SPLITS)}.")
+        self.num_images, self.seed, self.split = num_images, seed, split
+        self.height, self.width = rows_columns
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> ShapesBatch:
+        return ShapesBatch(*(item[0] for item in self.__getitems__([index])))
+
+    def __getitems__(self, indices: list[int]) -> ShapesBatch:
+        """Render the batch of the given images.
+
+        Raises:
+            IndexError: if an index is outside the data set (negative ones count from its end).
+        """
+        index = np.asarray(indices, np.int64)
+        index = np.where(index < 0, index + self.num_images, index)
+        if ((index < 0) | (index >= self.num_images)).any():
+            raise IndexError(f"indices {indices} go beyond the {self.num_images} images of this data set.")
+        step = max(1, _CHUNK_PIXELS // (self.height * self.width))
+        chunks = [self._render(index[start : start + step]) for start in range(0, len(index), step)]
+        return ShapesBatch(*map(torch.cat, zip(*chunks, strict=True)))
+
+    def _render(self, index: Ints) -> ShapesBatch:
+        draws = Draws(self.seed, SPLITS.index(self.split), index)
+        scene = lay_out(draws, self.height, self.width)
+        pixels, segmentation = paint(scene, draws, self.height, self.width)
+        present = scene.kind[:, :MAX_COUNT] != ABSENT
+        positions = scene.centre[:, :MAX_COUNT] / np.array([self.width, self.height], np.float32)
+        positions[~present] = np.nan
+        return ShapesBatch(
+            torch.from_numpy(pixels).float().sub_(_PIXEL_MEAN).div_(_PIXEL_STD),
+            torch.from_numpy(scene.kind[:, 0].copy()),
+            torch.from_numpy(present.sum(1, dtype=np.int64)),
+            torch.from_numpy(positions),
+            torch.from_numpy(segmentation),
+        )
+
+    @staticmethod
+    def collate(batch: Any) -> Any:
+        """Pass on the batch that `__getitems__` has rendered."""
+        return batch
+
+
+class ShapesDataModule(pl.LightningDataModule):
+    """Shape images for training, validation and testing; see `ShapesDataset`.
+
+    Batches are `ShapesBatch`es: `image` is `[batch_size, 3, H, W]`. Predicting uses the test images.
+
+    Args:
+        image_size: side of the square images, or their [rows, columns]; at least 16.
+        num_train: number of training images.
+        num_val: number of validation images, and of test images.
+        batch_size: images per batch. Training drops an incomplete last batch.
+        num_workers: worker processes per loader; 0 renders in the training process.
+        seed: of the images, an integer in [0, 2**63).
+
+    Attributes:
+        kinds: names of the kinds of shape; `ShapesBatch.kind` indexes them.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> datamodule = ShapesDataModule(image_size=32, num_train=64, num_val=16, batch_size=16, num_workers=0)
+        >>> batch = next(iter(datamodule.train_dataloader()))
+        >>> batch.image.shape, batch.kind.shape
+        (torch.Size([16, 3, 32, 32]), torch.Size([16]))
+    """
+
+    kinds = KINDS
+
+    def __init__(
+        self,
+        image_size: int | list[int] = 64,
+        num_train: int = 50_000,
+        num_val: int = 2_000,
+        batch_size: int = 256,
+        num_workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 1 <= batch_size <= num_train:
+            raise ValueError(
+                f"batch_size={batch_size} must be from 1 to num_train={num_train}, since an incomplete training "
+                "batch is dropped."
+            )
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is negative; give 0 to render in the training process.")
+        if num_val < 1:
+            raise ValueError(f"num_val={num_val} leaves no validation image; give at least 1.")
+        self.save_hyperparameters()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.train_set = ShapesDataset(num_train, image_size, seed, "train")
+        self.val_set = ShapesDataset(num_val, image_size, seed, "val")
+        self.test_set = ShapesDataset(num_val, image_size, seed, "test")
+
+    def _loader(self, dataset: ShapesDataset, training: bool = False) -> DataLoader[ShapesBatch]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=training,
+            drop_last=training,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=ShapesDataset.collate,
+        )
+
+    def train_dataloader(self) -> DataLoader[ShapesBatch]:
+        return self._loader(self.train_set, training=True)
+
+    def val_dataloader(self) -> DataLoader[ShapesBatch]:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[ShapesBatch]:
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[ShapesBatch]:
+        return self.test_dataloader()

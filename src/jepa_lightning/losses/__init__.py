@@ -1,0 +1,5 @@
+"""Distances between embeddings."""
+
+from jepa_lightning.losses.distances import Distance, latent_distance
+
+__all__ = ["Distance", "latent_distance"]

@@ -1,0 +1,267 @@
+"""Multi-block masking: several target blocks an image, and a context that keeps clear of them (I-JEPA, section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+ATTEMPTS = 4  # sets of target blocks drawn for an image that is to have room for its context
+
+
+class Masks(NamedTuple):
+    """Token indices into the flattened grid.
+
+    Attributes:
+        context: LongTensor `[B, K_c]`, what the context encoder sees.
+        targets: LongTensor `[B, M, K_t]`, the M blocks to predict.
+    """
+
+    context: Tensor
+    targets: Tensor
+
+
+class Blocks(NamedTuple):
+    """Rectangles of tokens, LongTensors of one shape."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+
+    def sides(self, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The rows `[..., rows]` and the columns `[..., columns]` that each block takes, as ones and zeros."""
+        row = torch.arange(grid[0], device=self.top.device)
+        column = torch.arange(grid[1], device=self.left.device)
+        rows = (row >= self.top[..., None]) & (row < (self.top + self.height)[..., None])
+        columns = (column >= self.left[..., None]) & (column < (self.left + self.width)[..., None])
+        return rows.float(), columns.float()
+
+    def cover(self, grid: Sequence[int]) -> Tensor:
+        """BoolTensor `[..., rows * columns]`: the tokens that lie in each block."""
+        rows, columns = self.sides(grid)
+        return (rows[..., :, None] * columns[..., None, :] > 0).flatten(-2)
+
+
+class MultiBlockMasking:
+    """Draw `num_targets` target blocks and one context an image, all with the same number of tokens.
+
+    Every block draws its own scale, aspect ratio and place. A target block is cut down to `target_tokens` by leaving out
+    a run of its tokens that starts anywhere, so each is left out as often as any other; the context is a random choice
+    of `context_tokens` among those of the context block that lie in no target block, and, should these be too few,
+    among the others outside the targets. No token is ever both context and target.
+
+    With `official=True` the masks are those of the official code, faults included: one block size a batch, scale and
+    aspect ratio from the same random number, the last row and column out of reach, and all contexts cut to the shortest
+    of the batch by dropping their last rows, so that the task changes with the batch size.
+
+    Args:
+        num_targets: target blocks an image, M.
+        target_scale: range of a target block's share of the grid.
+        target_aspect: range of a target block's height over its width.
+        context_scale: range of the context block's share of the grid (it is square).
+        context_tokens: K_c; a quarter of the grid by default, the mean context of the paper (not used by `official`).
+        target_tokens: K_t; the lower end of `target_scale` by default (not used by `official`).
+        min_keep: with `official`, a context has more tokens than that.
+        official: reproduce the official sampler.
+
+    Raises:
+        ValueError: a range that is empty or leaves (0, 1], or no target at all.
+
+    Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
+
+    >>> masks = MultiBlockMasking()(8, (14, 14), generator=torch.Generator().manual_seed(0))
+    >>> masks.context.shape, masks.targets.shape
+    (torch.Size([8, 49]), torch.Size([8, 4, 29]))
+    """
+
+    def __init__(
+        self,
+        num_targets: int = 4,
+        target_scale: tuple[float, float] = (0.15, 0.2),
+        target_aspect: tuple[float, float] = (0.75, 1.5),
+        context_scale: tuple[float, float] = (0.85, 1.0),
+        context_tokens: int | None = None,
+        target_tokens: int | None = None,
+        min_keep: int = 10,
+        official: bool = False,
+    ) -> None:
+        for name, (low, high) in {"target_scale": target_scale, "context_scale": context_scale}.items():
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must be a range within (0, 1], got {(low, high)}")
+        if not 0 < target_aspect[0] <= target_aspect[1]:
+            raise ValueError(f"target_aspect must be a range of positive numbers, got {tuple(target_aspect)}")
+        if num_targets < 1:
+            raise ValueError(f"num_targets must be at least 1, got {num_targets}")
+        self.num_targets = num_targets
+        self.target_scale = target_scale
+        self.target_aspect = target_aspect
+        self.context_scale = context_scale
+        self.context_tokens = context_tokens
+        self.target_tokens = target_tokens
+        self.min_keep = min_keep
+        self.official = official
+
+    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
+        """Draw the masks of a batch, on the generator's device.
+
+        Args:
+            batch_size: number of images B.
+            grid: `(rows, columns)` of the token grid.
+            generator: source of all randomness; torch's default one without.
+
+        Raises:
+            ValueError: blocks that do not fit the grid, or more context tokens than the targets leave.
+        """
+        generator = generator or torch.default_generator
+        if self.official:
+            return self._official(batch_size, grid, generator)
+        context_tokens, target_tokens = self._token_counts(grid)
+        blocks, free = self._targets_with_room(batch_size, grid, context_tokens, target_tokens, generator)
+
+        # The tokens of a block in raster order, without a run of them that wraps round its end.
+        area = (blocks.height * blocks.width).unsqueeze(-1)
+        start = (_uniform(area.shape, generator) * area).long()
+        place = (start + torch.arange(target_tokens, device=start.device)) % area
+        width = blocks.width.unsqueeze(-1)
+        row = blocks.top.unsqueeze(-1) + torch.div(place, width, rounding_mode="floor")
+        targets = row * grid[1] + blocks.left.unsqueeze(-1) + place % width
+
+        inside = self._draw_blocks((batch_size,), grid, self.context_scale, (1.0, 1.0), 1, generator).cover(grid)
+        priority = _uniform(free.shape, generator) + free * (1.0 + inside)
+        context = priority.topk(context_tokens, sorted=False).indices
+        return Masks(context, targets)
+
+    def check(self, grid: Sequence[int]) -> None:
+        """Raise a ValueError if masks like these cannot be drawn on a grid."""
+        if not self.official:
+            self._token_counts(grid)
+            return
+        smallest = {
+            "target": self._official_sides(self.target_scale, self.target_aspect, grid, number=0.0),
+            "context": self._official_sides(self.context_scale, (1.0, 1.0), grid, number=0.0),
+        }
+        for name, (height, width) in smallest.items():
+            if height * width <= self.min_keep:
+                raise ValueError(
+                    f"the official sampler wants blocks of more than {self.min_keep} tokens, but a {name} block may be "
+                    f"{height}x{width} on a {tuple(grid)} grid: use a finer grid, larger blocks or a smaller min_keep"
+                )
+
+    def _token_counts(self, grid: Sequence[int]) -> tuple[int, int]:
+        """`(context_tokens, target_tokens)` on a grid."""
+        tokens = grid[0] * grid[1]
+        largest = self._largest_block(grid)
+        context = self.context_tokens if self.context_tokens is not None else max(1, round(tokens / 4))
+        target = self.target_tokens if self.target_tokens is not None else max(1, round(self.target_scale[0] * tokens))
+        if not 1 <= target <= tokens:
+            raise ValueError(f"target_tokens={target} does not fit the {tokens} tokens of a {tuple(grid)} grid")
+        if not 1 <= context <= tokens - largest:
+            raise ValueError(
+                f"context_tokens={context} does not fit a {tuple(grid)} grid: a target block may take {largest} of its "
+                f"{tokens} tokens; choose between 1 and {tokens - largest}, smaller targets or a finer grid"
+            )
+        return context, target
+
+    def _largest_block(self, grid: Sequence[int]) -> int:
+        """An upper bound on the tokens of a target block."""
+        area = torch.tensor([max(self.target_scale[1] * grid[0] * grid[1], self.target_tokens or 1)])
+        aspects = torch.linspace(*self.target_aspect, 257)
+        height, width = _block_sides(area, aspects, grid, self.target_tokens or 1)
+        return int((height * width).max())
+
+    def _draw_blocks(
+        self,
+        shape: tuple[int, ...],
+        grid: Sequence[int],
+        scale: tuple[float, float],
+        aspect: tuple[float, float],
+        min_tokens: int,
+        generator: Generator,
+    ) -> Blocks:
+        area = _uniform(shape, generator, *scale) * (grid[0] * grid[1])
+        height, width = _block_sides(area, _uniform(shape, generator, *aspect), grid, min_tokens)
+        top = (_uniform(shape, generator) * (grid[0] - height + 1)).long()
+        left = (_uniform(shape, generator) * (grid[1] - width + 1)).long()
+        return Blocks(top, left, height, width)
+
+    def _targets_with_room(
+        self, batch_size: int, grid: Sequence[int], context_tokens: int, target_tokens: int, generator: Generator
+    ) -> tuple[Blocks, Tensor]:
+        """Target blocks `[B, M]` that leave at least `context_tokens` free, and the tokens outside them `[B, N]`.
+
+        Rejection sampling without a loop over images and without asking the device for the outcome: several sets are
+        drawn, and each image takes its first with room enough. In the last set all blocks of an image are one, so there
+        always is room.
+        """
+        shape = (ATTEMPTS, batch_size, self.num_targets)
+        blocks = self._draw_blocks(shape, grid, self.target_scale, self.target_aspect, target_tokens, generator)
+        for side in blocks:
+            side[-1] = side[-1, :, :1]
+        rows, columns = blocks.sides(grid)
+        free = torch.einsum("abmr,abmc->abrc", rows, columns) == 0
+        first = (free.flatten(2).sum(2) >= context_tokens).to(torch.uint8).argmax(0)
+        chosen = (first, torch.arange(batch_size, device=first.device))
+        return Blocks(*(side[chosen] for side in blocks)), free[chosen].flatten(1)
+
+    def _official(self, batch_size: int, grid: Sequence[int], generator: Generator) -> Masks:
+        """The official sampler: `src/masks/multiblock.py` of facebookresearch/ijepa."""
+        self.check(grid)
+        target_sides, context_sides = (
+            self._official_sides(scale, aspect, grid, number=float(_uniform((), generator)))
+            for scale, aspect in ((self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0)))
+        )
+        blocks = self._official_places((batch_size, self.num_targets), target_sides, grid, generator)
+        covered = blocks.cover(grid)
+        targets = covered.flatten(0, 1).nonzero()[:, 1].view(batch_size, self.num_targets, -1)
+
+        # Contexts that keep too little are drawn again; after every 20 attempts one more target may be overlapped.
+        context = torch.zeros(batch_size, grid[0] * grid[1], dtype=torch.bool, device=covered.device)
+        missing = torch.arange(batch_size, device=covered.device)
+        attempt = 0
+        while len(missing):
+            allowed = ~covered[missing, : max(0, self.num_targets - attempt // 20)].any(1)
+            block = self._official_places((len(missing),), context_sides, grid, generator)
+            drawn = block.cover(grid) & allowed
+            context[missing] = drawn
+            missing = missing[drawn.sum(1) <= self.min_keep]
+            attempt += 1
+        # All of the batch are cut to the shortest by keeping their first tokens in raster order.
+        shortest = int(context.sum(1).min())
+        first = context & (context.cumsum(1) <= shortest)
+        return Masks(first.nonzero()[:, 1].view(batch_size, shortest), targets)
+
+    def _official_sides(
+        self, scale: tuple[float, float], aspect: tuple[float, float], grid: Sequence[int], number: float
+    ) -> tuple[int, int]:
+        """One block size for the batch: scale and aspect ratio from the same number, never the whole of a side."""
+        area = (scale[0] + number * (scale[1] - scale[0])) * grid[0] * grid[1]
+        ratio = aspect[0] + number * (aspect[1] - aspect[0])
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        return min(height, grid[0] - 1), min(width, grid[1] - 1)
+
+    def _official_places(
+        self, shape: tuple[int, ...], sides: tuple[int, int], grid: Sequence[int], generator: Generator
+    ) -> Blocks:
+        """Places whose upper end is left out, so that no block touches the last row or column."""
+        top = (_uniform(shape, generator) * (grid[0] - sides[0])).long()
+        left = (_uniform(shape, generator) * (grid[1] - sides[1])).long()
+        return Blocks(top, left, torch.full_like(top, sides[0]), torch.full_like(left, sides[1]))
+
+
+def _uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers on the generator's device."""
+    return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low
+
+
+def _block_sides(area: Tensor, aspect: Tensor, grid: Sequence[int], min_tokens: int) -> tuple[Tensor, Tensor]:
+    """Height and width of blocks of an area and aspect ratio that fit the grid and hold `min_tokens` or more."""
+    height = (area * aspect).sqrt().round().clamp(1, grid[0])
+    width = (area / aspect).sqrt().round().clamp(1, grid[1])
+    # Rounding down both sides may leave too few tokens: then the width grows, and where the grid ends, the height.
+    width = torch.maximum(width, (min_tokens / height).ceil()).clamp(max=grid[1])
+    height = torch.maximum(height, (min_tokens / width).ceil())
+    return height.long(), width.long()

@@ -1,0 +1,190 @@
+"""The base of every method: predict the embedding of a target from the embedding of a context."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Generator, Tensor, nn
+
+from jepa_lightning.callbacks.ema import EMATargetEncoder
+from jepa_lightning.checkpoints import load_networks, read_networks
+from jepa_lightning.masking import Masks
+from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
+
+
+class Latents(NamedTuple):
+    """What a step has computed, in the words of `L = D(g(f(x), c), sg(f'(y)))`.
+
+    Attributes:
+        context: `[B, K_c, D]`, the context encoder's tokens.
+        prediction: `[B, M, K_t, D]`, the predictor's tokens of the M target blocks.
+        target: `[B, M, K_t, D]`, what they should have been.
+        features: `[B, N, D]`, the target encoder's tokens of the whole observation, as a probe would get them.
+    """
+
+    context: Tensor
+    prediction: Tensor
+    target: Tensor
+    features: Tensor | None = None
+
+
+class JEPA(pl.LightningModule):
+    """Optimisation, teacher and step of a joint-embedding predictive architecture.
+
+    A method says what is context, target and condition in `latents`, how far a prediction is from its target in
+    `energy`, and what else it minimises in `loss`. Networks and masks come from `build_encoder`, `build_predictor` and
+    `build_masking`, which subclasses override freely.
+
+    Learning rate and weight decay are set at every optimiser step as functions of its number; the target encoder
+    follows by `EMATargetEncoder`, which the module brings along unless the Trainer has one. A subclass with another
+    `configure_optimizers` replaces both schedules.
+
+    Args:
+        lr: peak learning rate of AdamW.
+        start_lr: learning rate at the start of the warm-up.
+        final_lr: learning rate at the end.
+        warmup: share of the training spent on the linear warm-up, in [0, 1).
+        weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
+        momentum: momentum of the target encoder at the start and at the end, along a line.
+        weights: a checkpoint (official or ours) whose networks this training starts from; read when the fit starts
+            and only then, so that a checkpoint of the run itself needs no other file.
+
+    Raises:
+        ValueError: a value out of its range.
+        TypeError: an option that the method does not have; the message names the nearest that it has.
+    """
+
+    hparams: Any
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        start_lr: float = 2e-4,
+        final_lr: float = 1e-6,
+        warmup: float = 0.1,
+        weight_decay: tuple[float, float] = (0.04, 0.4),
+        momentum: tuple[float, float] = (0.996, 1.0),
+        weights: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown:
+            raise TypeError(_unknown_options(type(self), list(unknown)))
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
+        self.save_hyperparameters()
+        self.context_encoder = self.build_encoder()
+        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False).eval()
+        self.predictor = self.build_predictor()
+        self.masking = self.build_masking()
+
+    @abstractmethod
+    def build_encoder(self) -> nn.Module:
+        """An encoder: `encoder(x, indices=None) -> [B, K, D]`, with attributes `embed_dim` and `grid`."""
+
+    @abstractmethod
+    def build_predictor(self) -> nn.Module:
+        """A predictor: `predictor(context, context_indices, target_indices) -> [B, M, K_t, D]`."""
+
+    @abstractmethod
+    def build_masking(self) -> Any:
+        """A masking: `masking(batch_size, grid, generator=None) -> Masks`."""
+
+    @abstractmethod
+    def latents(self, observation: Tensor, masks: Masks | None = None) -> Latents:
+        """The embeddings of context, prediction and target of a batch; draws the masks if none are given."""
+
+    @abstractmethod
+    def energy(self, latents: Latents) -> Tensor:
+        """How far each sample's prediction is from its target, `[B]`: low for compatible pairs."""
+
+    def loss(self, latents: Latents) -> dict[str, Tensor]:
+        """All terms by name; `"loss"` is what is minimised: the mean energy, plus what a method adds to it."""
+        return {"loss": self.energy(latents).mean()}
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Log every term under `train/`; return them with the masks and the detached latents, which callbacks read."""
+        return self._step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The same on held-out data, under `val/`; the masks of a batch are the same in every epoch."""
+        return self._step(batch, batch_idx, "val")
+
+    def _step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
+        observation = batch if isinstance(batch, Tensor) else batch[0]
+        masks = self.draw_masks(len(observation), batch_idx)
+        latents = self.latents(observation, masks)
+        terms = self.loss(latents)
+        training = stage == "train"
+        for name, value in terms.items():
+            self.log(
+                f"{stage}/{name}",
+                value.detach(),
+                prog_bar=training and name == "loss",
+                sync_dist=not training,
+                batch_size=len(observation),
+            )
+        detached = Latents(*(None if part is None else part.detach() for part in latents))
+        return {**terms, "latents": detached, "masks": masks}
+
+    def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+        """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same."""
+        epoch = self.current_epoch if self.training else -1
+        seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank)) % 2**63
+        generator = Generator(self.device).manual_seed(seed)
+        return self.masking(batch_size, self.context_encoder.grid, generator=generator)
+
+    def train(self, mode: bool = True) -> JEPA:
+        """Put all but the teacher into training mode: a target encoder with dropout would aim at noise."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with step-wise warm-up cosine; tensors of less than two dimensions are not decayed."""
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the schedules need an end: give the Trainer max_epochs or max_steps")
+        hparams = self.hparams
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": hparams.weight_decay[0]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=hparams.lr,
+        )
+        # The official counter is advanced before the step that uses it: the first step is number one.
+        warmup = hparams.warmup * total
+        scheduler = ScheduledOptions(
+            optimizer,
+            lr=lambda step: warmup_cosine(step + 1, total, warmup, hparams.start_lr, hparams.lr, hparams.final_lr),
+            weight_decay=lambda step: cosine(step + 1, total, *hparams.weight_decay),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The teacher's callback, unless the Trainer was given one."""
+        if any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks):
+            return []
+        return [EMATargetEncoder(self.hparams.momentum)]
+
+    def on_fit_start(self) -> None:
+        """Start from `weights`, unless a checkpoint of this run is being resumed."""
+        if self.hparams.weights is not None and self.trainer.ckpt_path is None:
+            load_networks(self, read_networks(self.hparams.weights))
+
+
+def _unknown_options(module: type, unknown: list[str]) -> str:
+    """The error for options that no class of the hierarchy takes, with the nearest that one does."""
+    known = {name for base in module.__mro__ if issubclass(base, JEPA) for name in inspect.signature(base).parameters}
+    near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=2)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(known))}"
+    return f"{module.__name__} has no option {', '.join(unknown)}{hint}"
