@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from jepa_lightning.metrics import FeatureStd, MeanCosine, RankMe, feature_std, mean_cosine, moments, rankme
 
@@ -21,9 +21,9 @@ class CollapseMonitor(pl.Callback):
     - `std`, `cosine`, `rankme`: of the mean token of an image, across the images of the last `every_n_steps` steps;
     - `token_std`, `token_cosine`, `token_rankme`: of the tokens of one image, averaged over some images of the step.
 
-    An encoder that has come to encode where a token is and nothing else looks alive on tokens and is dead across images.
-    Beside `train/loss` it logs `train/constant_loss`: that of the best constant predictor, the mean target. A loss that
-    does not stay below it has learned nothing; both falling together is the collapse that a loss alone hides.
+    An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Beside
+    `train/loss` stands `train/constant_loss`: that of the best constant predictor, the mean target. A loss that does
+    not stay below it has learned nothing; both falling together is the collapse that a loss alone hides.
 
     Args:
         every_n_steps: optimiser batches between two readings, at least 1.
@@ -40,9 +40,7 @@ class CollapseMonitor(pl.Callback):
         self._batches = 0
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up this step's images; at the end of an interval, log."""
         latents = outputs["latents"]
         branches = {
@@ -53,7 +51,11 @@ class CollapseMonitor(pl.Callback):
         for branch, tokens in branches.items():
             if branch not in self._metrics:
                 width = tokens.shape[-1]
-                metrics = {"std": FeatureStd(width), "cosine": MeanCosine(width), "rankme": RankMe(width)}
+                metrics: dict[str, Metric | MetricCollection] = {
+                    "std": FeatureStd(width),
+                    "cosine": MeanCosine(width),
+                    "rankme": RankMe(width),
+                }
                 self._metrics[branch] = MetricCollection(metrics, prefix=f"collapse/{branch}/").to(tokens.device)
             self._metrics[branch].update(tokens.float().mean(1))
         self._batches += 1

@@ -32,7 +32,7 @@ class EMATargetEncoder(pl.Callback):
         self._last_step = 0
         self._total_steps = 1.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Refuse a half-precision teacher: with τ near one its updates would all round to nothing."""
         dtypes = {p.dtype for p in pl_module.target_encoder.parameters() if p.is_floating_point()}
         if not dtypes <= {torch.float32, torch.float64}:
@@ -44,7 +44,7 @@ class EMATargetEncoder(pl.Callback):
         self._total_steps = trainer.estimated_stepping_batches
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Move the teacher if this batch ended in an optimiser step (under gradient accumulation most do not)."""
         if trainer.global_step == self._last_step:
             return

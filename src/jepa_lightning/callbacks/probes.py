@@ -18,8 +18,8 @@ Source = Literal["features", "observation"]
 class Probe(pl.Callback):
     """What the online probes share: their input, their labels and their accuracy on the validation data.
 
-    A probe reads the features that the step has computed anyway (the target encoder's tokens of the whole image, averaged)
-    and never touches the module: its own weights live in the callback's state in the checkpoint.
+    A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
+    touches the module: its own weights live in the callback's state in the checkpoint.
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
@@ -91,7 +91,8 @@ class Probe(pl.Callback):
             )
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(
-                f"the probe {self.name!r} wants one class an image, integers [B], got {labels.dtype} {list(labels.shape)}"
+                f"the probe {self.name!r} wants one class an image, integers [B], got "
+                f"{labels.dtype} {list(labels.shape)}"
             )
         if self.source == "observation":
             return batch[0].flatten(1).float(), labels
@@ -132,28 +133,29 @@ class LinearProbe(Probe):
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """One step of the classifier."""
-        if self._head is None or self._optimizer is None:
-            self._build(trainer, pl_module, inputs.shape[1])
-        assert self._head is not None and self._optimizer is not None
+        head, optimizer = self._trained(trainer, pl_module, inputs.shape[1])
         if int(labels.max()) >= self.num_classes:
-            raise ValueError(
-                f"the probe {self.name!r} has {self.num_classes} classes, but a label is {int(labels.max())}"
-            )
+            raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
         remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
-        for group in self._optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, 4.0 * remaining)
-        logits = self._head.train()(inputs)
+        logits = head.train()(inputs)
         pl_module.log(f"probe/{self.name}/train_accuracy", (logits.argmax(1) == labels).float().mean())
-        self._optimizer.zero_grad()
+        optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()
-        self._optimizer.step()
+        optimizer.step()
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The most likely class of each input."""
         assert self._head is not None, "the probe has not seen a training batch"
         return self._head.eval()(inputs).argmax(1)
 
-    def _build(self, trainer: pl.Trainer, pl_module: pl.LightningModule, width: int) -> None:
+    def _trained(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, width: int
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The classifier and its optimiser, made at the first batch."""
+        if self._head is not None and self._optimizer is not None:
+            return self._head, self._optimizer
         # Under a forked generator: a probe must not change the random numbers of the training it watches.
         with torch.random.fork_rng(devices=[]):
             head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
@@ -163,6 +165,7 @@ class LinearProbe(Probe):
             head.load_state_dict(self._state["head"])
             self._optimizer.load_state_dict(self._state["optimizer"])
         self._head = DistributedDataParallel(head) if trainer.world_size > 1 else head
+        return self._head, self._optimizer
 
     def state_dict(self) -> dict[str, Any]:
         """The classifier and its optimiser."""
@@ -231,8 +234,8 @@ class KNNProbe(Probe):
         super().on_validation_epoch_start(trainer, pl_module)
         if self._inputs is None or self._labels is None:
             return
-        inputs = pl_module.all_gather(self._inputs).view(-1, self._inputs.shape[1])
-        labels = pl_module.all_gather(self._labels).view(-1)
+        inputs = torch.as_tensor(pl_module.all_gather(self._inputs)).view(-1, self._inputs.shape[1])
+        labels = torch.as_tensor(pl_module.all_gather(self._labels)).view(-1)
         filled = labels >= 0
         inputs = inputs[filled]
         self._mean, self._std = inputs.mean(0), inputs.std(0) + 1e-6

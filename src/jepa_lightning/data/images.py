@@ -233,13 +233,17 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+        """Batches in random order, without an incomplete last one."""
         return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+        """The held-out images, in order."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+        """The test images, in order."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+        """The test images, in order."""
         return self._loader("test")

@@ -186,13 +186,17 @@ class ShapesDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[ShapesBatch]:
+        """Batches in random order, without an incomplete last one."""
         return self._loader(self.train_set, training=True)
 
     def val_dataloader(self) -> DataLoader[ShapesBatch]:
+        """The held-out images, in order."""
         return self._loader(self.val_set)
 
     def test_dataloader(self) -> DataLoader[ShapesBatch]:
+        """The test images, in order."""
         return self._loader(self.test_set)
 
     def predict_dataloader(self) -> DataLoader[ShapesBatch]:
+        """The test images, in order."""
         return self.test_dataloader()

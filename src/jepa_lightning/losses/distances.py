@@ -16,7 +16,8 @@ def latent_distance(prediction: Tensor, target: Tensor, distance: Distance = "sm
     Args:
         prediction: `[B, ..., D]`.
         target: the same shape.
-        distance: `"smooth_l1"` (Huber with beta 1, I-JEPA's code), `"l1"` (V-JEPA), `"l2"` (squared error, I-JEPA's paper).
+        distance: `"smooth_l1"` (Huber with beta 1, as in I-JEPA's code), `"l1"` (as in V-JEPA's) or `"l2"` (squared
+            error, as in I-JEPA's paper).
 
     Returns:
         `[B]`, zero or more.

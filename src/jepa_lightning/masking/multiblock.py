@@ -49,10 +49,10 @@ class Blocks(NamedTuple):
 class MultiBlockMasking:
     """Draw `num_targets` target blocks and one context an image, all with the same number of tokens.
 
-    Every block draws its own scale, aspect ratio and place. A target block is cut down to `target_tokens` by leaving out
-    a run of its tokens that starts anywhere, so each is left out as often as any other; the context is a random choice
-    of `context_tokens` among those of the context block that lie in no target block, and, should these be too few,
-    among the others outside the targets. No token is ever both context and target.
+    Every block draws its own scale, aspect ratio and place. A target block is cut down to `target_tokens` by leaving
+    out a run of its tokens that starts anywhere, so each is left out as often as any other; the context is a random
+    choice of `context_tokens` among those of the context block that lie in no target block, and, should these be too
+    few, among the others outside the targets. No token is ever both context and target.
 
     With `official=True` the masks are those of the official code, faults included: one block size a batch, scale and
     aspect ratio from the same random number, the last row and column out of reach, and all contexts cut to the shortest

@@ -14,13 +14,13 @@ class Moments(NamedTuple):
     """Sums over the N samples of embeddings `[..., N, D]`, in float64.
 
     Attributes:
-        count: N, `[...]`.
+        num: N, `[...]`.
         total: sum of the samples, `[..., D]`.
         outer: sum of their outer products z zᵀ, `[..., D, D]`.
         unit: sum of the samples scaled to length one, `[..., D]`; a zero sample counts as zero.
     """
 
-    count: Tensor
+    num: Tensor
     total: Tensor
     outer: Tensor
     unit: Tensor
@@ -38,8 +38,8 @@ def moments(embeddings: Tensor) -> Moments:
     if embeddings.ndim < 2:
         raise ValueError(f"embeddings must be [..., N, D], got {list(embeddings.shape)}")
     z = embeddings.double()
-    count = torch.full(z.shape[:-2], z.shape[-2], dtype=torch.float64, device=z.device)
-    return Moments(count, z.sum(-2), z.mT @ z, F.normalize(z, dim=-1).sum(-2))
+    num = torch.full(z.shape[:-2], z.shape[-2], dtype=torch.float64, device=z.device)
+    return Moments(num, z.sum(-2), z.mT @ z, F.normalize(z, dim=-1).sum(-2))
 
 
 def rankme(sums: Moments) -> Tensor:
@@ -70,8 +70,8 @@ def feature_std(sums: Moments) -> Tensor:
     >>> feature_std(moments(torch.tensor([[0.0, 1.0], [2.0, 1.0]])))
     tensor(0.5000, dtype=torch.float64)
     """
-    mean = sums.total / sums.count.unsqueeze(-1)
-    square = sums.outer.diagonal(dim1=-2, dim2=-1) / sums.count.unsqueeze(-1)
+    mean = sums.total / sums.num.unsqueeze(-1)
+    square = sums.outer.diagonal(dim1=-2, dim2=-1) / sums.num.unsqueeze(-1)
     return (square - mean**2).clamp(min=0).sqrt().mean(-1)
 
 
@@ -84,7 +84,7 @@ def mean_cosine(sums: Moments) -> Tensor:
     >>> mean_cosine(moments(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor(0., dtype=torch.float64)
     """
-    return (sums.unit.square().sum(-1) - sums.count) / (sums.count * (sums.count - 1))
+    return (sums.unit.square().sum(-1) - sums.num) / (sums.num * (sums.num - 1))
 
 
 class EmbeddingMetric(Metric):
@@ -98,14 +98,14 @@ class EmbeddingMetric(Metric):
     """
 
     full_state_update = False
-    count: Tensor
+    num: Tensor
     total: Tensor
     outer: Tensor
     unit: Tensor
 
     def __init__(self, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        shapes = {"count": (), "total": (embed_dim,), "outer": (embed_dim, embed_dim), "unit": (embed_dim,)}
+        shapes = {"num": (), "total": (embed_dim,), "outer": (embed_dim, embed_dim), "unit": (embed_dim,)}
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -122,7 +122,7 @@ class EmbeddingMetric(Metric):
 
     def sums(self) -> Moments:
         """What has been added up."""
-        return Moments(self.count, self.total, self.outer, self.unit)
+        return Moments(self.num, self.total, self.outer, self.unit)
 
 
 class RankMe(EmbeddingMetric):

@@ -143,7 +143,7 @@ class IJEPA(JEPA):
         predictor_num_heads: int | None = None,
         **options: Any,
     ) -> Self:
-        """A module of the sizes and weights of an official checkpoint, encoder, predictor and teacher: train on with it.
+        """A module of the sizes and weights (encoder, predictor, teacher) of an official checkpoint, to train on with.
 
         Args:
             path: a file in the layout of facebookresearch/ijepa (`encoder`, `predictor`, `target_encoder`).
@@ -157,8 +157,8 @@ class IJEPA(JEPA):
         """
         networks = read_networks(path)
         sizes = vision_transformer_sizes(networks.states["target_encoder"], image_size, num_heads)
-        predictor = predictor_sizes(networks.states["predictor"])
-        module = cls(**sizes, **predictor, predictor_num_heads=predictor_num_heads, **options)
+        sizes |= predictor_sizes(networks.states["predictor"])
+        module = cls(**sizes, predictor_num_heads=predictor_num_heads, **options)
         load_networks(module, networks)
         return module
 

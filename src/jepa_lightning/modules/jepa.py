@@ -34,6 +34,11 @@ class Latents(NamedTuple):
     target: Tensor
     features: Tensor | None = None
 
+    def detach(self) -> Latents:
+        """The same without gradients."""
+        features = None if self.features is None else self.features.detach()
+        return Latents(self.context.detach(), self.prediction.detach(), self.target.detach(), features)
+
 
 class JEPA(pl.LightningModule):
     """Optimisation, teacher and step of a joint-embedding predictive architecture.
@@ -62,6 +67,10 @@ class JEPA(pl.LightningModule):
     """
 
     hparams: Any
+    trainer: Any
+    context_encoder: Any
+    target_encoder: Any
+    predictor: Any
 
     def __init__(
         self,
@@ -131,8 +140,7 @@ class JEPA(pl.LightningModule):
                 sync_dist=not training,
                 batch_size=len(observation),
             )
-        detached = Latents(*(None if part is None else part.detach() for part in latents))
-        return {**terms, "latents": detached, "masks": masks}
+        return {**terms, "latents": latents.detach(), "masks": masks}
 
     def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
         """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same."""

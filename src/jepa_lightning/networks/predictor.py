@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -31,7 +32,7 @@ class Predictor(nn.Module):
         super().__init__()
         if predictor_embed_dim % num_heads:
             raise ValueError(f"a predictor of width {predictor_embed_dim} cannot be split among {num_heads} heads")
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, predictor_embed_dim))
         self.predictor_pos_embed = nn.Parameter(sincos_positions(grid, predictor_embed_dim), requires_grad=False)
@@ -49,8 +50,8 @@ class Predictor(nn.Module):
         Args:
             context: encoded context tokens `[B, K_c, D]`.
             context_indices: LongTensor `[B, K_c]`, their places.
-            target_indices: LongTensor `[B, K_t]`, the places to predict, or `[B, M, K_t]` for M blocks. A block sees the
-                context and itself, never another block.
+            target_indices: LongTensor `[B, K_t]`, the places to predict, or `[B, M, K_t]` for M blocks. A block sees
+                the context and itself, never another block.
 
         Returns:
             `[B, K_t, D]` or `[B, M, K_t, D]`.

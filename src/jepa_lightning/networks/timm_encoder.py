@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class TimmEncoder(nn.Module):
     ) -> None:
         super().__init__()
         # Without class token: masks count patches from zero, and a class token would shift every index by one.
-        options = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_classes": 0}
+        options: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_classes": 0}
         vit = timm.create_model(name, pretrained, img_size=image_size, in_chans=in_channels, **options)
         if not isinstance(vit, VisionTransformer):
             raise ValueError(f"timm's {name!r} is a {type(vit).__name__}, not a plain VisionTransformer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
@@ -59,7 +60,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(None, self.patch_size, in_channels, embed_dim)  # type: ignore[arg-type]
         # A parameter without gradient and no buffer: so it stands in the official checkpoints and parameter counts.
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
-        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.Sequential(
             *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
