@@ -1,8 +1,6 @@
 """Image data sets in the formats that they have on disk, with a few images each."""
 
 import gzip
-import pickle
-import struct
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fake_data import write_cifar, write_images, write_mnist, write_stl10
 from PIL import Image
 from torchvision.transforms import functional as pil_path
 
 from jepa_lightning.data import ImageBatch, ImageDataModule, sources
-
-RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,24 +25,6 @@ def _no_system_copy_and_no_internet(request: pytest.FixtureRequest, monkeypatch:
         raise OSError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
-def write_mnist(root: Path, name: str, train: int = 40, test: int = 12) -> None:
-    raw = root / name / "raw"
-    raw.mkdir(parents=True)
-    for prefix, number in (("train", train), ("t10k", test)):
-        images = RNG.integers(0, 256, (number, 28, 28), np.uint8)
-        labels = RNG.integers(0, 10, number).astype(np.uint8)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, number, 28, 28) + images.tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, number) + labels.tobytes())
-
-
-def write_images(root: Path, *paths: str, size: tuple[int, int] = (20, 24)) -> list[Path]:
-    """Write random images of (columns, rows) to the paths."""
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(root / path)
-    return [root / path for path in paths]
 
 
 def unnormalise(image: torch.Tensor, datamodule: ImageDataModule) -> torch.Tensor:
@@ -83,15 +62,6 @@ def test_mnist_against_torchvision(name: str, tmp_path: Path) -> None:
     assert pixels < originals  # each once, none resampled
 
 
-def write_cifar(root: Path) -> None:
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        entry = {"data": RNG.integers(0, 256, (6, 3072), np.uint8), "labels": RNG.integers(0, 10, 6).tolist()}
-        (folder / name).write_bytes(pickle.dumps(entry))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-
-
 def test_cifar_against_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -105,12 +75,7 @@ def test_cifar_against_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_stl10_trains_on_unlabelled_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    for name, number in (("train", 5), ("test", 4), ("unlabeled", 7)):
-        RNG.integers(0, 256, (number, 3, 96, 96), np.uint8).tofile(folder / f"{name}_X.bin")
-        RNG.integers(1, 11, number).astype(np.uint8).tofile(folder / f"{name}_y.bin")
-    (folder / "class_names.txt").write_text("a\nb\n")
+    write_stl10(tmp_path)
     monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", lambda *_: True)
 
     def train_batches(train_split: str | None, crop_scale: tuple[float, float] | None) -> list[object]:

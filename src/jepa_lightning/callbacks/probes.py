@@ -14,12 +14,15 @@ from torchmetrics import MeanMetric
 
 Source = Literal["features", "observation"]
 
+UNLABELLED = -1  # the class of images without one in a partly labelled data set, as in torchvision's STL10
+
 
 class Probe(pl.Callback):
     """What the online probes share: their input, their labels and their accuracy on the validation data.
 
     A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
-    touches the module: its own weights live in the callback's state in the checkpoint.
+    touches the module: its own weights live in the callback's state in the checkpoint. Training images of class -1
+    have no label and teach it nothing.
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
@@ -100,10 +103,7 @@ class Probe(pl.Callback):
 
 
 class LinearProbe(Probe):
-    """A linear classifier on standardised features, trained beside the model at every batch.
-
-    Logs `probe/<name>/train_accuracy` of each batch, before learning from it, and `probe/<name>/accuracy` on the
-    validation data.
+    """A linear classifier on standardised features, trained beside the model at every batch. Logs `accuracy`.
 
     Args:
         num_classes: number of classes.
@@ -140,9 +140,9 @@ class LinearProbe(Probe):
         for group in optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, 4.0 * remaining)
         logits = head.train()(inputs)
-        pl_module.log(f"probe/{self.name}/train_accuracy", (logits.argmax(1) == labels).float().mean())
         optimizer.zero_grad()
-        F.cross_entropy(logits, labels).backward()
+        losses = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        (losses / (labels != UNLABELLED).sum().clamp(min=1)).backward()
         optimizer.step()
 
     def predict(self, inputs: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class LinearProbe(Probe):
 
 
 class KNNProbe(Probe):
-    """A nearest-neighbour classifier on the features of the latest training images.
+    """A nearest-neighbour classifier on the features of the latest training images. Logs `accuracy`.
 
     Features are standardised by the bank's mean and std; the `k` nearest by cosine similarity vote with weights
     `exp(similarity / temperature)`. Nothing is fitted, so it cannot lag behind the encoder, and it takes any number of
@@ -220,10 +220,11 @@ class KNNProbe(Probe):
         self._next = 0
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
-        """Put the batch into the bank, over the oldest entries."""
+        """Put the labelled images of the batch into the bank, over the oldest entries."""
+        inputs, labels = inputs[labels != UNLABELLED], labels[labels != UNLABELLED]
         if self._inputs is None or self._labels is None:
             self._inputs = inputs.new_zeros(self.bank_size, inputs.shape[1])
-            self._labels = labels.new_full((self.bank_size,), -1)
+            self._labels = labels.new_full((self.bank_size,), UNLABELLED)
         self._inputs, self._labels = self._inputs.to(inputs.device), self._labels.to(labels.device)
         places = (self._next + torch.arange(len(inputs), device=inputs.device)) % self.bank_size
         self._inputs[places], self._labels[places] = inputs, labels
@@ -236,7 +237,7 @@ class KNNProbe(Probe):
             return
         inputs = torch.as_tensor(pl_module.all_gather(self._inputs)).view(-1, self._inputs.shape[1])
         labels = torch.as_tensor(pl_module.all_gather(self._labels)).view(-1)
-        filled = labels >= 0
+        filled = labels != UNLABELLED
         inputs = inputs[filled]
         self._mean, self._std = inputs.mean(0), inputs.std(0) + 1e-6
         self._bank, self._bank_labels = self._normalize(inputs), labels[filled]

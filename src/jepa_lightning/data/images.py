@@ -159,7 +159,7 @@ class ImageDataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         statistics = known.statistics if known else IMAGENET
         self.mean = statistics[0] if mean is None else mean
         self.std = statistics[1] if std is None else std

@@ -167,7 +167,7 @@ class ShapesDataModule(pl.LightningDataModule):
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to render in the training process.")
         if num_val < 1:
             raise ValueError(f"num_val={num_val} leaves no validation image; give at least 1.")
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         self.batch_size, self.num_workers = batch_size, num_workers
         self.train_set = ShapesDataset(num_train, image_size, seed, "train")
         self.val_set = ShapesDataset(num_val, image_size, seed, "val")

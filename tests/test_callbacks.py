@@ -1,0 +1,598 @@
+"""Metrics, probes, monitors and pictures; and a training in two processes."""
+
+import io
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import TINY, Labelled, LabelledImages, loader, quiet_trainer, random_images
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MetricCollection
+
+from jepa_lightning import IJEPA, ShapesDataModule
+from jepa_lightning.callbacks import (
+    CollapseMonitor,
+    KNNProbe,
+    LatentPictures,
+    LinearProbe,
+    Throughput,
+)
+from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_latents
+from jepa_lightning.masking import Masks, MultiBlockMasking
+from jepa_lightning.metrics import FeatureStd, MeanCosine, RankMe, feature_std, mean_cosine, moments, rankme
+from jepa_lightning.networks import gather_tokens
+
+# --- Metrics ---------------------------------------------------------------------------------------------------------
+
+
+def numpy_rankme(z: np.ndarray) -> float:
+    sigma = np.linalg.svd(z.astype(np.float64), compute_uv=False)
+    sigma = np.pad(sigma, (0, z.shape[1] - len(sigma)))  # D singular values, also of fewer samples
+    p = sigma / sigma.sum() + 1e-7
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def brute_cosine(z: np.ndarray) -> float:
+    pairs = [(a @ b) / np.sqrt((a @ a) * (b @ b)) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
+    return float(np.mean(pairs))
+
+
+REFERENCES = {
+    "rankme": (rankme, RankMe, numpy_rankme),
+    "std": (feature_std, FeatureStd, lambda z: float(z.std(0).mean())),
+    "cosine": (mean_cosine, MeanCosine, brute_cosine),
+}
+SAMPLES = {
+    "gaussian": np.random.default_rng(0).normal(size=(40, 12)),
+    "offset": np.random.default_rng(1).normal(size=(40, 12)) + 3,
+    "fewer than features": np.random.default_rng(2).normal(size=(5, 12)),
+    "low rank": np.random.default_rng(3).normal(size=(40, 2)) @ np.random.default_rng(4).normal(size=(2, 12)),
+    "tiny": 1e-6 * np.random.default_rng(5).normal(size=(40, 12)),
+}
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("name", REFERENCES)
+def test_metrics_against_numpy(name: str, sample: str) -> None:
+    """The function, the function of several sets at once, and the class fed in pieces of uneven size."""
+    function, metric_class, reference = REFERENCES[name]
+    z = SAMPLES[sample]
+    expected = pytest.approx(reference(z), rel=1e-5, abs=1e-12)
+    assert float(function(moments(torch.tensor(z)))) == expected
+    stacked = function(moments(torch.tensor(np.stack([z, z[::-1] * 2.0]))))
+    assert [float(value) for value in stacked] == [expected, pytest.approx(reference(z * 2.0), rel=1e-5, abs=1e-12)]
+    metric = metric_class(12)
+    for part in torch.tensor(z).split([1, 3, len(z) - 4]):
+        metric.update(part)
+    assert float(metric.compute()) == expected
+    metric.reset()
+    metric.update(torch.tensor(z[:3]))
+    assert float(metric.compute()) == pytest.approx(reference(z[:3]), rel=1e-5, abs=1e-12)
+
+
+def test_rankme_oracles() -> None:
+    gauss = torch.randn(2048, 384, generator=torch.Generator().manual_seed(0))
+    assert float(rankme(moments(gauss))) == pytest.approx(374.6, abs=0.3)
+    assert float(rankme(moments(gauss + 3))) == pytest.approx(248.6, abs=1.5)
+    assert float(rankme(moments(torch.randn(2048, 1) @ torch.randn(1, 384)))) == pytest.approx(1.0007, abs=2e-4)
+    few = float(rankme(moments(gauss[:20])))
+    assert 19.5 < few < 20.1
+
+
+def test_metrics_of_degenerate_input() -> None:
+    zeros, one = moments(torch.zeros(6, 4)), moments(torch.randn(1, 4))
+    assert float(rankme(zeros)) == 0.0
+    assert float(feature_std(zeros)) == 0.0
+    assert float(rankme(one)) == pytest.approx(1.0, abs=1e-4)
+    assert float(feature_std(one)) == pytest.approx(0.0, abs=1e-9)
+    assert torch.isnan(mean_cosine(one))
+    # In half precision all sums are still those of float64.
+    z = torch.randn(4096, 8).bfloat16()
+    assert float(feature_std(moments(z))) == pytest.approx(float(feature_std(moments(z.double()))), rel=1e-12)
+    with pytest.raises(ValueError, match=r"expected embeddings \[N, 4\], got \[2, 3, 4\]"):
+        RankMe(4).update(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"\[\.\.\., N, D\], got \[4\]"):
+        moments(torch.zeros(4))
+
+
+# --- Probes ----------------------------------------------------------------------------------------------------------
+
+
+class Record(pl.Callback):
+    """Keeps what the steps return, and the batches."""
+
+    def __init__(self) -> None:
+        self.train: list[tuple[Any, Any]] = []
+        self.val: list[tuple[Any, Any]] = []
+        self.students: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.train.append((outputs, batch))
+        self.students.append({name: p.detach().clone() for name, p in pl_module.context_encoder.named_parameters()})
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.val.append((outputs, batch))
+
+
+def tiny(**options: Any) -> IJEPA:
+    torch.manual_seed(0)
+    return IJEPA(**TINY | options)
+
+
+def test_watching_changes_nothing(tmp_path: Path) -> None:
+    """With and without probes, monitors and pictures: the same bits, although the loader shuffles."""
+    finals = []
+    for watched in (True, False):
+        module = tiny(lr=1e-2, momentum=(0.9, 1.0))
+        callbacks = [LinearProbe(4), LinearProbe(4, "pixels", source="observation"), KNNProbe(), CollapseMonitor(1)]
+        callbacks += [LatentPictures(), Throughput(1)]
+        pl.seed_everything(5, verbose=False)
+        quiet_trainer(
+            tmp_path, max_epochs=3, logger=TensorBoardLogger(tmp_path), callbacks=callbacks if watched else []
+        ).fit(module, DataLoader(LabelledImages(32), 8, shuffle=True), loader(LabelledImages(8)))
+        finals.append(module.state_dict())
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[1])
+    assert finals[0].keys() == finals[1].keys()
+
+
+@pytest.mark.parametrize("source", ["features", "observation"])
+def test_probes_read_what_is_there(source: Any, tmp_path: Path) -> None:
+    probes = [LinearProbe(4, source=source, lr=0.03), KNNProbe(source=source, k=5)]
+    trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=probes)
+    trainer.fit(tiny(), loader(LabelledImages(64)), loader(LabelledImages(96)))
+    for name in ("linear", "knn"):
+        assert trainer.callback_metrics[f"probe/{name}/accuracy"] > 0.85
+    assert all(f"probe/{name}/accuracy" in trainer.progress_bar_metrics for name in ("linear", "knn"))
+    # Labels that have nothing to do with the image stay where guessing is.
+    probes = [LinearProbe(3, label="other", source=source), KNNProbe(label="other", source=source, k=5)]
+    trainer = quiet_trainer(tmp_path, max_epochs=5, callbacks=probes)
+    trainer.fit(tiny(), loader(LabelledImages(64)), DataLoader(Later(), 8))
+    assert all(trainer.callback_metrics[f"probe/{name}/accuracy"] < 0.6 for name in ("linear", "knn"))
+
+
+class Later(LabelledImages):
+    """Images that are not among the first thousand."""
+
+    def __getitem__(self, index: int) -> Labelled:
+        return super().__getitem__(index + 1000)
+
+
+def knn_hits(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, truth: np.ndarray, k: int, temperature: float
+) -> int:
+    """How many queries get their class by the vote of their neighbours."""
+    mean, std = bank.mean(0), bank.std(0, ddof=1)
+    bank, queries = (bank - mean) / (std + 1e-6), (queries - mean) / (std + 1e-6)
+    hits = 0
+    for query, label in zip(queries, truth, strict=True):
+        cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+        votes = np.zeros(labels.max() + 1)
+        for neighbour in np.argsort(-cosine)[:k]:
+            votes[labels[neighbour]] += np.exp(cosine[neighbour] / temperature)
+        hits += int(np.argmax(votes) == label)
+    return hits
+
+
+@pytest.mark.parametrize("source", ["features", "observation"])
+@pytest.mark.parametrize(("k", "bank_size", "temperature"), [(5, 1000, 0.07), (200, 20, 1.0), (1, 28, 0.07)])
+def test_knn_by_brute_force(k: int, bank_size: int, temperature: float, source: Any, tmp_path: Path) -> None:
+    """The vote, image by image, among the latest of the bank."""
+    record = Record()
+    probe = KNNProbe(label="other", source=source, k=k, temperature=temperature, bank_size=bank_size)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, probe])
+    trainer.fit(tiny(), loader(LabelledImages(60)), DataLoader(Later(80), 16))
+
+    def inputs(steps: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        read = [b.image.flatten(1) if source == "observation" else o["latents"].features.mean(1) for o, b in steps]
+        return torch.cat(read).double().numpy(), torch.cat([batch.other for _, batch in steps]).numpy()
+
+    bank, labels = (part[-bank_size:] for part in inputs(record.train))
+    hits = knn_hits(bank, labels, *inputs(record.val), k, temperature)
+    assert 0 < hits < 80
+    assert float(trainer.callback_metrics["probe/knn/accuracy"]) == pytest.approx(hits / 80)
+
+
+def test_labels_by_name(tmp_path: Path) -> None:
+    data = ShapesDataModule(16, 16, 16, batch_size=8, num_workers=0)
+    probe = KNNProbe(label="count", bank_size=16)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LinearProbe(8), LinearProbe(5, "count", "count"), probe])
+    pl.seed_everything(0, verbose=False)
+    trainer.fit(tiny(), data)
+    counts = data.train_set.__getitems__(list(range(16))).count
+    assert sorted(probe.state_dict()["labels"].tolist()) == sorted(counts.tolist())
+    assert set(probe.state_dict()["labels"].tolist()) <= {1, 2, 3, 4}
+
+
+class Half(LabelledImages):
+    """Every other image has no label."""
+
+    def __getitem__(self, index: int) -> Labelled:
+        sample = super().__getitem__(index // 2)
+        return sample._replace(label=torch.tensor(-1)) if index % 2 else sample
+
+
+def test_images_without_label_teach_nothing(tmp_path: Path) -> None:
+    """Half without label: the bank is that of the other half; a batch without any is survived."""
+    half, whole = KNNProbe(), KNNProbe()
+    linear = LinearProbe(4, lr=0.03)
+    trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[half, linear])
+    trainer.fit(tiny(lr=0.0, start_lr=0.0, final_lr=0.0), loader(Half(64)), loader(LabelledImages(32)))
+    assert trainer.callback_metrics["probe/linear/accuracy"] > 0.9
+    other = quiet_trainer(tmp_path, max_epochs=10, callbacks=[whole])
+    other.fit(tiny(lr=0.0, start_lr=0.0, final_lr=0.0), loader(LabelledImages(32)), loader(LabelledImages(32)))
+    a, b = half.state_dict(), whole.state_dict()
+    assert a["next"] == b["next"] == 320
+    torch.testing.assert_close(a["inputs"], b["inputs"])
+    probes = [LinearProbe(4), KNNProbe()]
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=probes)
+    trainer.fit(tiny(), loader(Unlabelled(8)), loader(LabelledImages(8)))
+    assert probes[0].state_dict()["head"]["1.weight"].isfinite().all()
+    assert "probe/knn/accuracy" not in trainer.callback_metrics
+
+
+def test_a_last_batch_of_one_image(tmp_path: Path) -> None:
+    """A loader that keeps it is no reason for the probe to stop a training."""
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LinearProbe(4), KNNProbe(), CollapseMonitor(1)])
+    trainer.fit(tiny(), loader(LabelledImages(9)), loader(LabelledImages(9)))
+    assert trainer.global_step == 2
+    assert 0 <= trainer.callback_metrics["probe/linear/accuracy"] <= 1
+
+
+class Unlabelled(LabelledImages):
+    def __getitem__(self, index: int) -> Labelled:
+        return super().__getitem__(index)._replace(label=torch.tensor(-1))
+
+
+class Bare(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return random_images(8)[index]
+
+
+class FloatLabels(LabelledImages):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index).image, torch.tensor(0.5)
+
+
+@pytest.mark.parametrize(
+    ("probe", "data", "message"),
+    [
+        (LinearProbe(4), Bare(), "the probe 'linear' wants the label at the second place of a batch, which has none"),
+        (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "at the second place"),
+        (LinearProbe(4, label="colour"), LabelledImages(8), "label colour.* the fields image, label, other"),
+        (LinearProbe(4, label="colour"), Bare(), "wants the label colour"),
+        (KNNProbe("mine"), FloatLabels(8), r"the probe 'mine' wants one class an image, integers.*float32 \[8\]"),
+        (LinearProbe(4, label="image"), LabelledImages(8), r"float32 \[8, 3, 16, 16\]"),
+        (LinearProbe(3), LabelledImages(8), "'linear' has 3 classes, but a label is 3"),
+    ],
+)
+def test_labels_that_do_not_fit(probe: Any, data: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        quiet_trainer(tmp_path, max_epochs=1, callbacks=[probe]).fit(tiny(), loader(data))
+
+
+def test_rejected_options() -> None:
+    for call, message in (
+        (lambda: LinearProbe(4, source="pixels"), "source must be"),  # type: ignore[arg-type]
+        (lambda: KNNProbe(k=0), "must be positive"),
+        (lambda: CollapseMonitor(0), "every_n_steps must be at least 1"),
+        (lambda: LatentPictures(0), "num_images must be at least 1"),
+        (lambda: Throughput(0), "window must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_probes_resume(tmp_path: Path) -> None:
+    """From a checkpoint in the middle, probes end where those of the whole run do."""
+
+    def run(ckpt_path: str | None) -> tuple[list[Any], dict[str, Tensor]]:
+        probes = [LinearProbe(3, label="other"), LinearProbe(4, "pixels", source="observation"), KNNProbe(bank_size=20)]
+        saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        module = tiny()
+        pl.seed_everything(1, verbose=False)
+        trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=[*probes, saving], enable_checkpointing=True)
+        trainer.fit(module, loader(LabelledImages(40)), loader(LabelledImages(24)), ckpt_path=ckpt_path)
+        return [probe.state_dict() for probe in probes], trainer.callback_metrics
+
+    whole, metrics = run(None)
+    resumed, resumed_metrics = run(str(tmp_path / "epoch=1.ckpt"))
+    for a, b in zip(whole[:2], resumed[:2], strict=True):
+        assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
+    assert torch.equal(whole[2]["inputs"], resumed[2]["inputs"])
+    assert whole[2]["next"] == resumed[2]["next"]
+    for name in ("linear", "pixels", "knn"):
+        assert metrics[f"probe/{name}/accuracy"] == resumed_metrics[f"probe/{name}/accuracy"]
+
+
+def test_probes_validate_a_checkpoint(tmp_path: Path) -> None:
+    """`validate` trains nothing: the probes are those of the checkpoint."""
+    probes = [LinearProbe(4), KNNProbe()]
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=probes)
+    trainer.fit(tiny(), loader(LabelledImages(40)), loader(Later(24)))
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    expected = {name: trainer.callback_metrics[f"probe/{name}/accuracy"] for name in ("linear", "knn")}
+    again = quiet_trainer(tmp_path, callbacks=[LinearProbe(4), KNNProbe()])
+    (found,) = again.validate(tiny(), loader(Later(24)), ckpt_path=str(tmp_path / "it.ckpt"), verbose=False)
+    for name, value in expected.items():
+        assert found[f"probe/{name}/accuracy"] == pytest.approx(float(value)), name
+
+
+# --- Collapse monitor ------------------------------------------------------------------------------------------------
+
+TAGS = {
+    f"collapse/{branch}/{kind}{metric}"
+    for branch in ("context", "target", "prediction")
+    for kind in ("", "token_")
+    for metric in ("std", "cosine", "rankme")
+}
+
+
+def test_collapse_monitor_against_numpy(tmp_path: Path) -> None:
+    """Across the images of two steps, and across the tokens of eight images of the last."""
+    record = Record()
+    trainer = quiet_trainer(tmp_path, max_steps=4, callbacks=[record, CollapseMonitor(every_n_steps=2)])
+    trainer.fit(tiny(lr=1e-2), loader(random_images(40), 10))
+    logged = trainer.callback_metrics
+    assert set(logged) >= TAGS | {"train/constant_loss"}
+    steps = [outputs["latents"] for outputs, _ in record.train[2:]]
+    branches = {
+        "context": [latents.context for latents in steps],
+        "target": [latents.features for latents in steps],
+        "prediction": [latents.prediction.flatten(1, 2) for latents in steps],
+    }
+    for branch, tokens in branches.items():
+        images = torch.cat(tokens).mean(1).double().numpy()
+        for name, (_, _, reference) in REFERENCES.items():
+            assert float(logged[f"collapse/{branch}/{name}"]) == pytest.approx(reference(images), rel=1e-3, abs=1e-5)
+            per_image = [reference(z) for z in tokens[-1][:8].double().numpy()]
+            found = float(logged[f"collapse/{branch}/token_{name}"])
+            assert found == pytest.approx(np.mean(per_image), rel=1e-3, abs=1e-5)
+    target = steps[-1].target
+    constant = target.double().numpy().reshape(-1, 16).mean(0)
+    error = np.abs(target.double().numpy() - constant)
+    by_hand = np.where(error < 1, 0.5 * error**2, error - 0.5).mean()
+    assert float(logged["train/constant_loss"]) == pytest.approx(by_hand, rel=1e-5)
+
+
+class WhereNotWhat(nn.Module):
+    """An encoder that has collapsed to the position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim, self.grid = 16, (4, 4)
+        self.place = nn.Parameter(torch.randn(1, 16, 16))
+
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
+        tokens = self.place.expand(len(x), -1, -1) + 0.0 * x.mean()
+        return tokens if indices is None else gather_tokens(tokens, indices)
+
+
+class CollapsedJEPA(IJEPA):
+    def build_encoder(self) -> nn.Module:
+        return WhereNotWhat()
+
+
+def test_an_encoder_of_positions_is_dead_across_images(tmp_path: Path) -> None:
+    monitored = {}
+    for module in (CollapsedJEPA, IJEPA):
+        torch.manual_seed(0)
+        trainer = quiet_trainer(tmp_path, max_steps=2, callbacks=[CollapseMonitor(every_n_steps=2)])
+        trainer.fit(module(**TINY, lr=1e-6, start_lr=1e-6), loader(random_images(64, 16), 32))
+        monitored[module] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    dead, alive = monitored[CollapsedJEPA], monitored[IJEPA]
+    assert dead["collapse/target/token_std"] > 0.5
+    assert dead["collapse/target/token_rankme"] > 8
+    assert dead["collapse/target/std"] < 1e-3
+    assert dead["collapse/target/rankme"] < 1.1
+    assert dead["collapse/target/cosine"] > 0.999
+    assert alive["collapse/target/std"] > 0.05
+    assert alive["collapse/target/rankme"] > 2
+
+
+# --- Pictures and speed ----------------------------------------------------------------------------------------------
+
+
+def panels(picture: Tensor, rows: int, side: int = 96) -> list[list[Tensor]]:
+    """The pictures of a grid with two pixels of padding, by row and column."""
+    starts = [2 + i * (side + 2) for i in range(max(rows, 4))]
+    return [[picture[:, top : top + side, left : left + side] for left in starts[:4]] for top in starts[:rows]]
+
+
+def test_drawn_pixels() -> None:
+    """Grey where nothing is seen, a colour for each target block, one colour a token; all else is the image."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 96, 96)
+    images[:, :, 0, 0], images[:, :, 0, 1] = 0.0, 1.0  # of unit range already
+    masks = MultiBlockMasking(2)(2, (4, 4), torch.Generator().manual_seed(0))
+    masks = Masks(masks.context, masks.targets)
+    features = torch.randn(2, 16, 8)
+    picture = draw_latents(images, masks.context, masks.targets, features, (4, 4))
+    assert picture.shape == (3, 2 * 98 + 2, 4 * 98 + 2)
+    assert 0 <= picture.min() <= picture.max() <= 1
+    for row, (image, context, target, tokens) in enumerate(panels(picture, 2)):
+        torch.testing.assert_close(image, images[row])
+        colours = []
+        for token in range(16):
+            place = (
+                slice(None),
+                slice(token // 4 * 24, token // 4 * 24 + 24),
+                slice(token % 4 * 24, token % 4 * 24 + 24),
+            )
+            shown = images[row][place]
+            seen = token in masks.context[row].tolist()
+            torch.testing.assert_close(context[place], shown if seen else torch.full_like(shown, 0.5))
+            blocks = [block for block in range(2) if token in masks.targets[row, block].tolist()]
+            tinted = 0.35 * shown + 0.65 * BLOCK_COLOURS[blocks[-1]].view(3, 1, 1) if blocks else shown
+            torch.testing.assert_close(target[place], tinted)
+            assert (tokens[place] == tokens[place][:, :1, :1]).all()
+            colours.append(tokens[place][:, 0, 0])
+        # Principal components: far apart in the features, far apart in colour.
+        distances = torch.cdist(features[row], features[row]).flatten()
+        seen_distances = torch.cdist(torch.stack(colours), torch.stack(colours)).flatten()
+        assert torch.corrcoef(torch.stack([distances, seen_distances]))[0, 1] > 0.5
+    same = draw_latents(images, masks.context, masks.targets, features[:1].expand(2, -1, -1), (4, 4))
+    (first, second) = panels(same, 2)
+    assert torch.equal(first[3], second[3])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_pictures_of_any_channels(channels: int) -> None:
+    masks = MultiBlockMasking()(3, (4, 6), torch.Generator().manual_seed(0))
+    images = random_images(3, (16, 24), channels)
+    picture = draw_latents(images, masks.context, masks.targets, torch.randn(3, 24, 2), (4, 6))
+    assert picture.shape == (3, 3 * (64 + 2) + 2, 4 * (96 + 2) + 2)
+    assert picture.isfinite().all()
+    first = picture[:, 2:66, 2:98]
+    assert torch.equal(first[0], first[1]) == (channels < 3)
+
+
+def test_pictures_in_tensorboard(tmp_path: Path) -> None:
+    """The first validation images, at every validation, under the same masks; what is read back is what was drawn."""
+    record = Record()
+    logger = TensorBoardLogger(tmp_path)
+    trainer = quiet_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[record, LatentPictures(3)])
+    trainer.fit(tiny(), loader(LabelledImages(16)), loader(LabelledImages(8)))
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    images = events.Images("pictures/latents")
+    assert [image.step for image in images] == [2, 4]
+    assert len(record.val) == 2
+    for event, (outputs, batch) in zip(images, record.val, strict=True):
+        masks, features = outputs["masks"], outputs["latents"].features[:3]
+        drawn = draw_latents(batch.image[:3], masks.context, masks.targets, features, (4, 4))
+        read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
+        assert (read - drawn).abs().max() < 1.5 / 255
+    (first, _), (second, _) = record.val
+    assert torch.equal(first["masks"].context, second["masks"].context)
+
+
+class Slow(LabelledImages):
+    def __getitem__(self, index: int) -> Labelled:
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def test_throughput(tmp_path: Path) -> None:
+    """Ten milliseconds an image are at most a hundred images a second, waiting included, validation not."""
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[Throughput(window=2)])
+    trainer.fit(tiny(), loader(Slow(32)), loader(Slow(8)))
+    assert 15 < trainer.callback_metrics["train/images_per_second"] < 100
+    assert "train/images_per_second" in trainer.progress_bar_metrics
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+class PlainSteps(IJEPA):
+    """With plain gradient steps, which do not blow up rounding errors as Adam's do."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+
+def two_processes(rank: int, port: int, folder: str) -> None:
+    """One of two ranks: metrics over halves of the samples, then a training; what came of it goes into a file."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    metrics = MetricCollection({name: metric(12) for name, (_, metric, _) in REFERENCES.items()})
+    z = torch.tensor(SAMPLES["offset"])
+    for part in z[:30].split(7) if rank == 0 else z[30:].split(4):
+        metrics.update(part)
+    record = Record()
+    probes = [LinearProbe(4), KNNProbe(label="other", k=3)]
+    torch.manual_seed(rank)  # ranks that start apart are brought together
+    module = PlainSteps(**TINY, momentum=(0.5, 0.5))
+    pl.seed_everything(11, verbose=False)
+    trainer = quiet_trainer(
+        folder, devices=2, strategy="ddp", max_epochs=2, callbacks=[record, *probes, CollapseMonitor(4), Throughput(2)]
+    )
+    trainer.fit(module, loader(LabelledImages(32), 4), loader(Later(10), 4))
+    result = {
+        "metrics": {name: float(value) for name, value in metrics.compute().items()},
+        "module": module.state_dict(),
+        "students": record.students,
+        "masks": [tuple(outputs["masks"]) for outputs, _ in record.train],
+        "images": [batch.image for _, batch in record.train],
+        "features": [outputs["latents"].features for outputs, _ in record.train],
+        "labels": [batch.other for _, batch in record.train],
+        "val_features": [outputs["latents"].features for outputs, _ in record.val],
+        "val_labels": [batch.other for _, batch in record.val],
+        "head": probes[0].state_dict()["head"],
+        "logged": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_metrics_over_two_processes(ranks: list[dict[str, Any]]) -> None:
+    for name, (_, _, reference) in REFERENCES.items():
+        expected = reference(SAMPLES["offset"])
+        assert [rank["metrics"][name] for rank in ranks] == [pytest.approx(expected, rel=1e-5)] * 2
+
+
+def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
+    """The ranks agree on everything but their masks, and do together what one process does with both batches."""
+    a, b = ranks
+    assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
+    assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
+    assert len(a["masks"]) == len(b["masks"]) == 8
+    assert not any(torch.equal(mine[0], theirs[0]) for mine, theirs in zip(a["masks"], b["masks"], strict=True))
+    for name in ("probe/linear/accuracy", "probe/knn/accuracy", "val/loss", *TAGS, "train/constant_loss"):
+        assert a["logged"][name] == pytest.approx(b["logged"][name], rel=1e-6), name
+    # The neighbours of an image are looked for in the banks of both ranks, and the hits of both count.
+    bank, queries = (
+        torch.cat([tokens.mean(1) for rank in ranks for tokens in rank[name][start:]]).double().numpy()
+        for name, start in (("features", 0), ("val_features", 2))
+    )
+    labels, truth = (
+        torch.cat([values for rank in ranks for values in rank[name][start:]]).numpy()
+        for name, start in (("labels", 0), ("val_labels", 2))
+    )
+    assert len(queries) == 10
+    assert a["logged"]["probe/knn/accuracy"] == pytest.approx(knn_hits(bank, labels, queries, truth, 3, 0.07) / 10)
+    features = np.concatenate([tokens.mean(1) for rank in ranks for tokens in rank["features"][4:]])
+    assert a["logged"]["collapse/target/rankme"] == pytest.approx(numpy_rankme(features), rel=1e-3)
+
+    class Together(PlainSteps):
+        def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+            step = self.trainer.global_step
+            return Masks(*(torch.cat(pair) for pair in zip(a["masks"][step], b["masks"][step], strict=True)))
+
+    batches = [torch.cat(pair) for pair in zip(a["images"], b["images"], strict=True)]
+    torch.manual_seed(0)  # as rank zero did
+    one = Together(**TINY, momentum=(0.5, 0.5))
+    teacher = {name: value.clone() for name, value in one.context_encoder.named_parameters()}
+    quiet_trainer(max_epochs=1).fit(one, DataLoader(torch.stack(batches), batch_size=None))
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(a["module"][name], value, rtol=1e-4, atol=1e-6)
+    for student in a["students"]:
+        teacher = {name: 0.5 * value + 0.5 * student[name] for name, value in teacher.items()}
+    for name, value in teacher.items():
+        torch.testing.assert_close(a["module"][f"target_encoder.{name}"], value)

@@ -1,0 +1,300 @@
+"""The command line: classes of the user's own, merged configurations, misspelt keys, resuming; and every recipe."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from fake_data import write_cifar, write_imagenet, write_imagenette, write_mnist, write_stl10
+from helpers import TINY
+
+import jepa_lightning
+from jepa_lightning import IJEPA, RECIPES
+from jepa_lightning.cli import main
+
+RUN = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
+RUN += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1"]
+MODEL = ["--model=IJEPA", *(f"--model.{name}={value}" for name, value in TINY.items())]
+DATA = ["--data=ShapesDataModule", "--data.image_size=16", "--data.num_train=8", "--data.num_val=4"]
+DATA += ["--data.batch_size=4", "--data.num_workers=0"]
+
+
+class Spy(pl.Callback):
+    """Tells what a run was made of."""
+
+    seen: dict[str, Any]
+
+    def __init__(self, word: str = "nothing") -> None:
+        Spy.seen = {"word": word, "lr": []}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        Spy.seen["lr"].append(trainer.optimizers[0].param_groups[0]["lr"])
+        Spy.seen |= {"module": pl_module, "trainer": trainer, "data": trainer.datamodule}
+
+
+SPY = "--trainer.callbacks+=test_cli.Spy"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the CLI adds the working directory
+
+
+def to_yaml(name: str, content: Any) -> str:
+    Path(name).write_text(yaml.safe_dump(content))
+    return name
+
+
+def model_config(**options: Any) -> dict[str, Any]:
+    return {"class_path": "IJEPA", "init_args": TINY | options}
+
+
+DATA_CONFIG = {
+    "class_path": "ShapesDataModule",
+    "init_args": {"image_size": 16, "num_train": 8, "num_val": 4, "batch_size": 4, "num_workers": 0},
+}
+
+OWN = """
+import lightning.pytorch as pl
+import torch
+from jepa_lightning import IJEPA
+from jepa_lightning.callbacks import LinearProbe
+
+class Mine(IJEPA):
+    def __init__(self, extra: int = 1, **options) -> None:
+        super().__init__(**options)
+
+class Noise(pl.LightningDataModule):
+    def __init__(self, length: int = 4) -> None:
+        super().__init__()
+        self.length = length
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.zeros(self.length, 3, 16, 16), 4)
+
+class Loud(pl.Callback):
+    def __init__(self, times: int = 1) -> None:
+        self.times = times
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        print("loud " * self.times)
+"""
+
+
+def test_classes_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    """Full paths into a file of the working directory, with options of their own and inherited ones."""
+    Path("own_project.py").write_text(OWN)
+    arguments = ["--model=own_project.Mine", *MODEL[1:], "--model.extra=7", "--data=own_project.Noise"]
+    arguments += ["--data.length=8", "--trainer.callbacks+=own_project.Loud", "--trainer.callbacks.times=3"]
+    main(["fit", *arguments, SPY, "--trainer.max_epochs=1", *RUN])
+    assert "loud loud loud" in capsys.readouterr().out
+    module, data = Spy.seen["module"], Spy.seen["data"]
+    assert (type(module).__name__, module.hparams.extra, module.hparams.embed_dim) == ("Mine", 7, TINY["embed_dim"])
+    assert (type(data).__name__, data.length, len(Spy.seen["lr"])) == ("Noise", 8, 2)
+    (path,) = Path().rglob("*.ckpt")
+    assert type(module).load_from_checkpoint(path).hparams.extra == 7
+
+
+def test_configurations_merge() -> None:
+    """Later files and options win; `callbacks+` adds to what is there; the resolved file is kept, and runs again."""
+    first = to_yaml(
+        "first.yaml",
+        {
+            "model": model_config(lr=0.25),
+            "data": DATA_CONFIG,
+            "trainer": {"max_epochs": 1, "callbacks": [{"class_path": "KNNProbe", "init_args": {"k": 3}}]},
+        },
+    )
+    second = to_yaml(
+        "second.yaml",
+        {
+            "model": {"init_args": {"lr": 0.5, "final_lr": 0.125}},
+            "trainer": {
+                "callbacks+": [
+                    {"class_path": "LinearProbe", "init_args": {"num_classes": 8}},
+                    {"class_path": "jepa_lightning.callbacks.CollapseMonitor"},
+                ]
+            },
+        },
+    )
+    main(["fit", "-c", first, "--config", second, "--model.final_lr=0.0625", SPY, "--trainer.callbacks.word=hi", *RUN])
+    trainer, module = Spy.seen["trainer"], Spy.seen["module"]
+    assert Spy.seen["word"] == "hi"
+    assert (module.hparams.lr, module.hparams.final_lr, module.hparams.depth) == (0.5, 0.0625, TINY["depth"])
+    names = [type(callback).__name__ for callback in trainer.callbacks]
+    given = [name for name in names if name in {"KNNProbe", "LinearProbe", "CollapseMonitor", "Spy"}]
+    assert given == ["KNNProbe", "LinearProbe", "CollapseMonitor", "Spy"]
+    assert next(callback for callback in trainer.callbacks if type(callback).__name__ == "KNNProbe").k == 3
+    assert "EMATargetEncoder" in names
+
+    resolved = Path(trainer.log_dir) / "config.yaml"
+    kept = yaml.safe_load(resolved.read_text())
+    assert kept["model"]["init_args"]["lr"] == 0.5
+    assert kept["model"]["init_args"]["mlp_ratio"] == 4.0  # defaults too
+    assert [entry["class_path"].rpartition(".")[2] for entry in kept["trainer"]["callbacks"]] == given
+    main(["fit", "--config", str(resolved)])
+    again = Spy.seen["module"]
+    assert again is not module
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+MISTAKES = [
+    (["--model=IJEPA", "--model.image_sise=16"], ("image_sise", "image_size")),
+    (["--model=IJEPA", "--model.momentun=[0.9,1.0]"], ("momentun", "momentum")),
+    ([*MODEL, "--data=ShapesDataModule", "--data.batchsize=4"], ("batchsize", "batch_size")),
+    ([*MODEL, *DATA, "--trainer.max_epoch=1"], ("max_epoch", "max_epochs")),
+    ([*MODEL, *DATA, "--trainer.callbacks+=KNNProbe", "--trainer.callbacks.bank=3"], ("bank", "bank_size")),
+    ([*MODEL, *DATA, "--trainer.callbacks+=LinearProb"], ("LinearProb", "LinearProbe")),
+    (["--model=IJEPPA"], ("IJEPPA", "IJEPA")),
+    ([*MODEL, "--data=ShapeDataModule"], ("ShapeDataModule", "ShapesDataModule")),
+    ([*MODEL, *DATA, "--sed_everything=1"], ("sed_everything", "seed_everything")),
+]
+YAML_MISTAKES = [
+    ({"model": model_config(patchsize=4)}, ("patchsize", "patch_size")),
+    ({"model": model_config(weight_decays=[0.1, 0.1])}, ("weight_decays", "weight_decay")),
+    ({"model": {"class_path": "IJEPAA", "init_args": {}}}, ("IJEPAA", "IJEPA")),
+    ({"data": {"class_path": "ShapesDataModule", "init_args": {"num_trian": 3}}}, ("num_trian", "num_train")),
+    ({"data": {"class_path": "ImageDatamodule"}}, ("ImageDatamodule", "ImageDataModule")),
+    ({"trainer": {"max_step": 3}}, ("max_step", "max_steps")),
+    (
+        {"trainer": {"callbacks": [{"class_path": "LinearProbe", "init_args": {"num_classes": 3, "labels": "x"}}]}},
+        ("labels", "label"),
+    ),
+    ({"trainer": {"callbacks": [{"class_path": "CollapsMonitor"}]}}, ("CollapsMonitor", "CollapseMonitor")),
+    ({"trainr": {"max_steps": 3}}, ("trainr", "trainer.max_steps")),
+]
+
+
+def assert_refused(arguments: list[str], capsys: pytest.CaptureFixture[str], names: tuple[str, str]) -> None:
+    """Leaves with status 2, and the hint says the misspelt name and the one that was meant."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    wrong, right = names
+    hints = [line for line in error.splitlines() if "did you mean" in line]
+    assert any(wrong in hint.split("did you mean")[0] for hint in hints), error
+    near = [name.strip(" ?") for hint in hints for name in hint.split("did you mean")[1].split(" or ")]
+    assert any(name.removeprefix("--").removeprefix("trainer.") == right or name == right for name in near), error
+
+
+@pytest.mark.parametrize(("arguments", "names"), MISTAKES, ids=[names[0] for _, names in MISTAKES])
+def test_misspelt_options(arguments: list[str], names: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(["fit", *arguments], capsys, names)
+
+
+@pytest.mark.parametrize(("content", "names"), YAML_MISTAKES, ids=[names[0] for _, names in YAML_MISTAKES])
+def test_misspelt_keys(content: dict[str, Any], names: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = {"model": model_config(), "data": DATA_CONFIG} | content
+    assert_refused(["fit", "--config", to_yaml("wrong.yaml", config)], capsys, names)
+
+
+def test_given_values_win_over_the_checkpoint() -> None:
+    """A resumed run goes on at its place of the schedule, with the options of this command."""
+    main(["fit", *MODEL, *DATA, "--model.lr=0.001", "--model.final_lr=0.001", "--trainer.max_epochs=1", *RUN])
+    (first,) = Path().rglob("*.ckpt")
+    arguments = [*MODEL, *DATA, "--model.lr=0.5", "--model.final_lr=0.5", "--trainer.max_epochs=2", SPY, *RUN]
+    main(["fit", *arguments, "--ckpt_path", str(first)])
+    module = Spy.seen["module"]
+    assert module.hparams.lr == 0.5
+    assert Spy.seen["lr"] == pytest.approx([0.5, 0.5])  # two more steps of four
+    last = Path(Spy.seen["trainer"].checkpoint_callback.best_model_path)
+    assert IJEPA.load_from_checkpoint(last).hparams.lr == 0.5
+    main(["validate", *MODEL, *DATA, "--model.distance=l1", "--ckpt_path", str(last), *RUN])
+    newest = max(Path("lightning_logs").glob("version_*"), key=lambda path: int(path.name.partition("_")[2]))
+    assert yaml.safe_load((newest / "config.yaml").read_text())["model"]["init_args"]["distance"] == "l1"
+
+
+# --- Recipes ---------------------------------------------------------------------------------------------------------
+
+NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+# Millions of parameters of encoder and predictor, as published (see test_checkpoints.py).
+PUBLISHED = {
+    "ijepa/imagenet_vitb16.yaml": (85.8, 11.3),
+    "ijepa/imagenet_vitl16.yaml": (303.3, 22.2),
+    "ijepa/imagenet_vith14.yaml": (630.8, 22.4),
+    "ijepa/imagenet_vith16_448.yaml": (631.7, 22.6),  # by hand: more positions and larger patches than H/14
+}
+
+
+def test_there_are_recipes() -> None:
+    names = ("shapes", "fashion_mnist", "cifar10", "stl10", "imagenette")
+    assert {*PUBLISHED, *(f"ijepa/{name}.yaml" for name in names)} <= set(NAMES)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few images of every data set, in the layouts that the recipes read; no downloads."""
+    root = tmp_path / "data"
+    root.mkdir()
+    write_mnist(root, "FashionMNIST", train=200)
+    write_cifar(root)
+    write_stl10(root)
+    write_imagenette(root)
+    write_imagenet(root)
+    for name in ("cifar", "stl10"):
+        monkeypatch.setattr(f"torchvision.datasets.{name}.check_integrity", lambda *_: True)
+    monkeypatch.setattr("jepa_lightning.data.sources.DEBIAN_FASHION_MNIST", Path("/nonexistent"))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    return root
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe(name: str, data: Path) -> None:
+    """A step of training and one of validation, on images of the right shape; large models with one block only."""
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    arguments = ["--config", str(RECIPES / name), "--trainer.fast_dev_run=true", "--data.num_workers=0", SPY, *RUN]
+    batch_size = 2 if "imagenet_" in name else 8  # more than the unlabelled images of STL10
+    arguments += ["--trainer.num_nodes=1", f"--data.batch_size={batch_size}"]
+    if recipe["data"]["class_path"] == "ImageDataModule":
+        arguments += [f"--data.root={data}"]
+    if recipe["model"]["init_args"].get("embed_dim", 768) > 256:
+        arguments += ["--model.depth=1", "--model.predictor_depth=1"]
+    main(["fit", *arguments])
+    module, trainer = Spy.seen["module"], Spy.seen["trainer"]
+    assert trainer.global_step == 1
+    metrics = trainer.callback_metrics
+    assert torch.isfinite(metrics["train/loss"])
+    assert torch.isfinite(metrics["val/loss"])
+    probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
+    assert probes
+    assert sum(tag.startswith("probe/") for tag in metrics) == len(probes)
+    size = module.hparams.image_size
+    assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipe(name: str) -> None:
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    with torch.device("meta"):
+        module = IJEPA(**recipe["model"]["init_args"])
+    counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.context_encoder, module.predictor)]
+    assert [round(count, 1) for count in counts] == list(PUBLISHED[name])
+    assert module.hparams.official_masks
+    images = recipe["data"]["init_args"]["batch_size"] * recipe["trainer"]["devices"] * recipe["trainer"]["num_nodes"]
+    assert images == 2048
+    epochs = recipe["trainer"]["max_epochs"]
+    assert epochs == (300 if "vith" in name else 600)
+
+
+def test_recipes_from_anywhere() -> None:
+    """Where the working directory has no such file, `recipes/` is the package's; where it has, its own."""
+    assert not Path("recipes").exists()
+    end = ["--trainer.fast_dev_run=true", "--data.num_workers=0", "--data.batch_size=4", SPY, *RUN]
+    for option in (["--config", "recipes/ijepa/shapes.yaml"], ["--config=recipes/ijepa/shapes.yaml"]):
+        main(["fit", *option, *end])
+        assert Spy.seen["module"].hparams.embed_dim != TINY["embed_dim"]
+    os.makedirs("recipes/ijepa")
+    to_yaml("recipes/ijepa/shapes.yaml", {"model": model_config(), "data": DATA_CONFIG})
+    main(["fit", "--config", "recipes/ijepa/shapes.yaml", *end])
+    assert Spy.seen["module"].hparams.embed_dim == TINY["embed_dim"]
+    assert (jepa_lightning.RECIPES / "ijepa" / "shapes.yaml").is_file()
