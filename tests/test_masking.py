@@ -101,7 +101,7 @@ def test_targets_lie_in_blocks(grid: tuple[int, int]) -> None:
         covered[image, block, top : top + height, left : left + width] = 1
     assert (targets[::10] <= covered[::10]).all()
     shapes = torch.stack([blocks.height, blocks.width], -1)
-    for height, width in torch.unique(shapes.flatten(0, 1), dim=0).tolist():
+    for height, width in torch.unique(shapes.flatten(0, 1), dim=0).long().tolist():
         assert height * width >= target_tokens
         chosen = ((shapes == torch.tensor([height, width])).all(-1)).nonzero()
         if len(chosen) < 500:

@@ -84,6 +84,8 @@ def _near_misses(parser: LightningArgumentParser, message: str) -> list[str]:
     for group, option in re.findall(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
         names = {dest.removeprefix(f"{group}.") for dest in known_options if dest.startswith(f"{group}.")}
         lines.append(_hint(f"option {option!r} of {group}", option, names))
+    for option in re.findall(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
+        lines.append(_hint(f"option {option!r}", option, known_options))
     for option in re.findall(r"unrecognized arguments: --([\w.]+)", message):
         lines.append(_hint(f"option --{option}", option, known_options))
     for name in re.findall(r"Expected a dot import path string: ([\w.]+)", message)[:1]:

@@ -51,6 +51,11 @@ class Probe(pl.Callback):
     def predict(self, inputs: Tensor) -> Tensor:
         """The classes `[B]` of inputs `[B, D]`."""
 
+    @property
+    @abstractmethod
+    def _fitted(self) -> bool:
+        """Whether there is something to predict with: a validation before any training has nothing to count."""
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -71,13 +76,13 @@ class Probe(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the hits on held-out images (a sanity check before the first step has nothing to count)."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and self._fitted:
             inputs, labels = self._read(outputs, batch)
             self._accuracy.update((self.predict(inputs) == labels).float())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the accuracy over the validation data of all processes."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and self._fitted:
             pl_module.log(f"probe/{self.name}/accuracy", self._accuracy.compute(), prog_bar=True)
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -139,11 +144,21 @@ class LinearProbe(Probe):
         remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
         for group in optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, 4.0 * remaining)
-        logits = head.train()(inputs)
+        logits = head.train(len(inputs) > 1)(inputs)  # one image has no batch statistics
         optimizer.zero_grad()
         losses = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
         (losses / (labels != UNLABELLED).sum().clamp(min=1)).backward()
         optimizer.step()
+
+    @property
+    def _fitted(self) -> bool:
+        return self._head is not None
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Build the classifier of a checkpoint that is validated without training."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        if self._state:
+            self._trained(trainer, pl_module, self._state["head"]["1.weight"].shape[1])
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The most likely class of each input."""
@@ -217,6 +232,7 @@ class KNNProbe(Probe):
         self.bank_size = bank_size
         self._inputs: Tensor | None = None
         self._labels: Tensor | None = None
+        self._bank_labels: Tensor | None = None
         self._next = 0
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
@@ -230,13 +246,18 @@ class KNNProbe(Probe):
         self._inputs[places], self._labels[places] = inputs, labels
         self._next = int((self._next + len(inputs)) % self.bank_size)
 
+    @property
+    def _fitted(self) -> bool:
+        return self._bank_labels is not None and len(self._bank_labels) > 0
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the banks of all processes, once a validation."""
         super().on_validation_epoch_start(trainer, pl_module)
         if self._inputs is None or self._labels is None:
             return
-        inputs = torch.as_tensor(pl_module.all_gather(self._inputs)).view(-1, self._inputs.shape[1])
-        labels = torch.as_tensor(pl_module.all_gather(self._labels)).view(-1)
+        width, device = self._inputs.shape[1], pl_module.device  # a checkpoint's bank lies on the CPU
+        inputs = torch.as_tensor(pl_module.all_gather(self._inputs.to(device))).view(-1, width)
+        labels = torch.as_tensor(pl_module.all_gather(self._labels.to(device))).view(-1)
         filled = labels != UNLABELLED
         inputs = inputs[filled]
         self._mean, self._std = inputs.mean(0), inputs.std(0) + 1e-6
@@ -247,6 +268,7 @@ class KNNProbe(Probe):
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The class with the largest vote."""
+        assert self._bank_labels is not None
         similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
         # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
         weights = ((similarity - similarity[:, :1]) / self.temperature).exp()

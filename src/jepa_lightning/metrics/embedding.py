@@ -84,7 +84,8 @@ def mean_cosine(sums: Moments) -> Tensor:
     >>> mean_cosine(moments(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor(0., dtype=torch.float64)
     """
-    return (sums.unit.square().sum(-1) - sums.num) / (sums.num * (sums.num - 1))
+    cosine = (sums.unit.square().sum(-1) - sums.num) / (sums.num * (sums.num - 1))
+    return torch.where(sums.num > 1, cosine, torch.nan)  # rounding makes it infinite for one sample
 
 
 class EmbeddingMetric(Metric):

@@ -34,7 +34,10 @@ class TimmEncoder(nn.Module):
         super().__init__()
         # Without class token: masks count patches from zero, and a class token would shift every index by one.
         options: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_classes": 0}
-        vit = timm.create_model(name, pretrained, img_size=image_size, in_chans=in_channels, **options)
+        try:
+            vit = timm.create_model(name, pretrained, img_size=image_size, in_chans=in_channels, **options)
+        except TypeError as error:  # of models that have no such options
+            raise ValueError(f"timm's {name!r} is not a plain VisionTransformer: {error}") from error
         if not isinstance(vit, VisionTransformer):
             raise ValueError(f"timm's {name!r} is a {type(vit).__name__}, not a plain VisionTransformer")
         self.vit = vit
