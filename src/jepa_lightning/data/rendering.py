@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Ints: TypeAlias = NDArray[np.int64]
 
-KINDS = ("disc", "ring", "crescent", "triangle", "square", "ell", "cross", "star")
+KINDS = ("disc", "target", "bars", "triangle", "dots", "checkers", "cross", "star")
 MAX_COUNT = 4
 ABSENT = -1
-_NUM_CLUTTER = 4
+_NUM_CLUTTER = 2
 _STROKE, _BLOB = len(KINDS), len(KINDS) + 1
 
 _ANGLES = 1024
@@ -83,19 +83,21 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
     clutter = np.where(draws.uniform(_NUM_CLUTTER) < np.float32(0.6), _STROKE, _BLOB)
     radius = np.concatenate(
         [
-            draws.uniform(1, low=0.26, high=0.36),
-            draws.uniform(MAX_COUNT - 1, low=0.10, high=0.15),
+            draws.uniform(1, low=0.28, high=0.40),
+            draws.uniform(MAX_COUNT - 1, low=0.07, high=0.10),
             draws.uniform(_NUM_CLUTTER, low=0.12, high=0.50),
         ],
         axis=1,
     )
 
-    # Shapes lie wholly inside the image, and the smaller ones keep clear of those before them where there is room.
+    # The subject may reach beyond the border, by half its radius at most. The smaller shapes lie wholly inside, and keep
+    # clear of those before them where there is room.
     extent = np.array([width, height], np.float32) / side
     centre = np.empty((batch, MAX_COUNT + _NUM_CLUTTER, 2), np.float32)
     for slot in range(MAX_COUNT):
         own = radius[:, slot, None, None]
-        candidates = own + draws.uniform(32, 2) * (extent - 2 * own)
+        margin = own if slot else np.float32(0.2)
+        candidates = margin + draws.uniform(32, 2) * (extent - 2 * margin)
         clearance = np.ones((batch, 32), np.float32)
         for other in range(slot):
             away = candidates - centre[:, other, None]
@@ -104,16 +106,17 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
         centre[:, slot] = _choose(candidates, clearance, enough=0.02)
     centre[:, MAX_COUNT:] = draws.uniform(_NUM_CLUTTER, 2) * extent
 
-    # Shapes contrast with the mean background; clutter may have any colour.
-    ground = draws.uniform(3)
-    colour = draws.uniform(MAX_COUNT + _NUM_CLUTTER, 3)
+    # Backgrounds are about grey and shapes of any colour far from it, so that what varies most is not where a glance at
+    # the mean colour would find it. Neighbours in pixel space are then those of one colour and place, of any kind.
+    ground = draws.uniform(3, low=0.45, high=0.55)
+    colour = draws.uniform(MAX_COUNT + _NUM_CLUTTER, 3, low=0.2, high=0.8)
     for slot in range(MAX_COUNT):
         colours = draws.uniform(8, 3)
         away = np.abs(colours - ground[:, None])
         colour[:, slot] = _choose(colours, away[..., 0] + away[..., 1] + away[..., 2], enough=0.9)
 
-    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.25, high=0.25)
-    texture = _upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.12, high=0.12)
+    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.1, high=0.1)
+    texture = _upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.06, high=0.06)
     direction = _DIRECTIONS[(draws.uniform(MAX_COUNT + _NUM_CLUTTER) * _ANGLES).astype(np.int64)]
     return Scene(np.concatenate([kind, clutter], 1), centre * side, radius * side, direction, colour, texture)
 
@@ -136,16 +139,34 @@ def _length(u: Floats, v: Floats) -> Floats:
     return np.sqrt(u * u + v * v)
 
 
-def _crescent(u: Floats, v: Floats) -> Floats:
-    return np.maximum(_length(u, v) - 0.95, 0.75 - _length(u - 0.5, v))
+def _target(u: Floats, v: Floats) -> Floats:
+    """A disc in a ring."""
+    length = _length(u, v)
+    return np.minimum(np.abs(length - 0.7) - 0.14, length - 0.3)
+
+
+def _bars(u: Floats, v: Floats) -> Floats:
+    """Three parallel bars."""
+    v = np.abs(v)
+    return np.maximum(np.abs(u) - 0.75, np.minimum(v, np.abs(v - 0.55)) - 0.17)
 
 
 def _triangle(u: Floats, v: Floats) -> Floats:
     return np.maximum(-v, 0.8660254 * np.abs(u) + 0.5 * v) - 0.5
 
 
-def _ell(u: Floats, v: Floats) -> Floats:
-    return np.maximum(np.maximum(np.abs(u), np.abs(v)) - 0.7, np.minimum(u, v) + 0.1)
+def _dots(u: Floats, v: Floats) -> Floats:
+    """Three by three dots."""
+    u, v = np.abs(u), np.abs(v)
+    return _length(np.minimum(u, np.abs(u - 0.58)), np.minimum(v, np.abs(v - 0.58))) - 0.21
+
+
+def _checkers(u: Floats, v: Floats) -> Floats:
+    """Four by four squares, every other one painted."""
+    painted = (np.abs(u) - 0.4) * (np.abs(v) - 0.4) * u * v < 0
+    u, v = np.abs(u), np.abs(v)
+    edge = np.minimum(np.minimum(u, np.abs(u - 0.4)), np.minimum(v, np.abs(v - 0.4)))
+    return np.maximum(np.maximum(u, v) - 0.8, np.where(painted, -edge, edge))
 
 
 def _cross(u: Floats, v: Floats) -> Floats:
@@ -167,14 +188,14 @@ def _star(u: Floats, v: Floats) -> Floats:
 
 
 # Signed distances to the outlines (negative inside), in units of the shape's radius, indexed by kind. All shapes fit
-# into the unit disc and have about the same area (1.1 to 1.5): their size gives no hint of their kind.
+# about into the unit disc and have areas of 1.1 to 1.5: their size gives no hint of their kind.
 _DISTANCES: tuple[Callable[[Floats, Floats], Floats], ...] = (
-    lambda u, v: _length(u, v) - 0.68,
-    lambda u, v: np.abs(_length(u, v) - 0.61) - 0.19,
-    _crescent,
+    lambda u, v: _length(u, v) - 0.66,
+    _target,
+    _bars,
     _triangle,
-    lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.6,
-    _ell,
+    _dots,
+    _checkers,
     _cross,
     _star,
     lambda u, v: _length(np.maximum(np.abs(u) - 0.95, 0), v) - 0.05,  # a stroke
@@ -216,6 +237,6 @@ def paint(scene: Scene, draws: Draws, height: int, width: int) -> tuple[NDArray[
     # Explicitly little-endian: the bytes of a hash come in the same order everywhere.
     noise = draws.hashes(-(-pixels // 8)).astype("<u8", copy=False).view(np.uint8)[:, :pixels].reshape(image.shape)
     image *= 255
-    image += noise * np.float32(24 / 255)
-    image -= 11.5  # centres the noise, and adds the half that makes truncation round
+    image += noise * np.float32(12 / 255)
+    image -= 5.5  # centres the noise, and adds the half that makes truncation round
     return np.clip(image, 0, 255, out=image).astype(np.uint8), segmentation

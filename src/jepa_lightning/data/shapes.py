@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
 
 SPLITS = ("train", "val", "test")
-_PIXEL_MEAN, _PIXEL_STD = 127.0, 74.0  # of the rendered 8-bit values, over all channels
+_PIXEL_MEAN, _PIXEL_STD = 127.0, 39.0  # of the rendered 8-bit values, over all channels
 _CHUNK_PIXELS = 1 << 16  # pixels painted at a time: the temporary arrays stay in the processor's cache
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,8 @@ class IJEPA(JEPA):
         distance: Distance = "smooth_l1",
         **optimization: Any,
     ) -> None:
+        if distance not in get_args(Distance):
+            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
         super().__init__(**optimization)
 
     def build_encoder(self) -> nn.Module:

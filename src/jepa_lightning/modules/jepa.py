@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import warnings
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -186,6 +187,8 @@ class JEPA(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""
+        # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if self.hparams.weights is not None and self.trainer.ckpt_path is None:
             load_networks(self, read_networks(self.hparams.weights))
 
