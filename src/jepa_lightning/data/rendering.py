@@ -90,8 +90,8 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
         axis=1,
     )
 
-    # The subject may reach beyond the border, by half its radius at most. The smaller shapes lie wholly inside, and keep
-    # clear of those before them where there is room.
+    # The subject may reach beyond the border, by half its radius at most. The smaller shapes lie wholly inside, and
+    # keep clear of those before them where there is room.
     extent = np.array([width, height], np.float32) / side
     centre = np.empty((batch, MAX_COUNT + _NUM_CLUTTER, 2), np.float32)
     for slot in range(MAX_COUNT):
@@ -106,8 +106,8 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
         centre[:, slot] = _choose(candidates, clearance, enough=0.02)
     centre[:, MAX_COUNT:] = draws.uniform(_NUM_CLUTTER, 2) * extent
 
-    # Backgrounds are about grey and shapes of any colour far from it, so that what varies most is not where a glance at
-    # the mean colour would find it. Neighbours in pixel space are then those of one colour and place, of any kind.
+    # Backgrounds are about grey, and shapes of any colour far from that: an image's mean colour says nothing of its
+    # kind, and neighbours in pixel space are images with one colour in one place.
     ground = draws.uniform(3, low=0.45, high=0.55)
     colour = draws.uniform(MAX_COUNT + _NUM_CLUTTER, 3, low=0.2, high=0.8)
     for slot in range(MAX_COUNT):

@@ -59,7 +59,7 @@ class ShapesDataset(Dataset[ShapesBatch]):
         >>> dataset = ShapesDataset(100, image_size=32)
         >>> sample = dataset[7]
         >>> sample.image.shape, dataset.kinds[sample.kind]
-        (torch.Size([3, 32, 32]), 'ell')
+        (torch.Size([3, 32, 32]), 'checkers')
     """
 
     kinds = KINDS

@@ -29,6 +29,7 @@ class VisionTransformer(nn.Module):
 
     Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
 
+    >>> import torch
     >>> encoder = VisionTransformer((32, 48), (16, 16), embed_dim=8, depth=1, num_heads=2)
     >>> encoder.grid, encoder(torch.zeros(5, 3, 32, 48)).shape
     ((2, 3), torch.Size([5, 6, 8]))
