@@ -1,8 +1,8 @@
 """Draw shapes on cluttered backgrounds, as a pure function of (seed, stream, index): the same bytes on every machine.
 
 * Random numbers are a counter-based integer hash (splitmix64), not a generator with a state.
-* Pixels are computed in float32 by `+ - * / sqrt abs min max` alone, one NumPy ufunc at a time. IEEE 754 fixes the
-  result of each to the last bit, so there are no differences between CPUs for the final rounding to 8 bits to hide.
+* Pixels are computed in float32 by `+ - * / sqrt abs floor min max` alone, one NumPy ufunc at a time. IEEE 754 fixes
+  the result of each to the last bit, so there are no differences between CPUs for the final rounding to 8 bits to hide.
   Sines and cosines, which do differ between maths libraries, come from a table rounded to 20 bits, and nothing is
   summed by a reduction, whose order is not fixed.
 """
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Ints: TypeAlias = NDArray[np.int64]
 
-KINDS = ("disc", "target", "bars", "triangle", "dots", "checkers", "cross", "star")
-MAX_COUNT = 4
+KINDS = ("stripes", "bars", "checkers", "dots", "rings", "grid")
+MAX_COUNT = 3
 ABSENT = -1
-_NUM_CLUTTER = 2
+_NUM_CLUTTER = 1
 _STROKE, _BLOB = len(KINDS), len(KINDS) + 1
+_PERIOD = (0.11, 0.14)  # of the stripes, in units of the image's shorter side; the other patterns follow from it
+_REACH = 1.25  # how far the corners of a square lie from its centre, in radii
 
 _ANGLES = 1024
 _TURN = 2 * np.pi * np.arange(_ANGLES) / _ANGLES
@@ -61,10 +63,15 @@ class Scene(NamedTuple):
     """What is painted: slot 0 is the subject, then come the other shapes, then the clutter. Lengths are in pixels."""
 
     kind: Ints  # [B, S], or ABSENT
+    square: Ints  # [B, S], 1 for a square outline, 0 for a disc
     centre: Floats  # [B, S, 2], (x, y)
     radius: Floats  # [B, S]
     direction: Floats  # [B, S, 2], cosine and sine
-    colour: Floats  # [B, S, 3], in [0, 1]
+    period: Floats  # [B, S]
+    phase: Floats  # [B, S, 2], in periods
+    curve: Floats  # [B, S, 2, 3], by how much the squares of the place (u u, u v, v v) displace a pattern, per pixel
+    colour: Floats  # [B, S, 2, 3], the two colours of a pattern, in [0, 1]; clutter has the first alone
+    bend: Floats  # [B, 2, 6, 6], by how many periods patterns are displaced, on a coarse grid over the image
     texture: Floats  # [B, 3, 9, 9], the background's colours on a coarse grid
 
 
@@ -76,49 +83,61 @@ def _choose(candidates: Floats, score: Floats, enough: float) -> Floats:
 
 def lay_out(draws: Draws, height: int, width: int) -> Scene:
     """Draw up one scene for each stream."""
-    batch, side = len(draws.keys), np.float32(min(height, width))
+    batch, side, slots = len(draws.keys), np.float32(min(height, width)), MAX_COUNT + _NUM_CLUTTER
     count = (draws.uniform(1) * MAX_COUNT).astype(np.int64) + 1
     kind = (draws.uniform(MAX_COUNT) * len(KINDS)).astype(np.int64)
     kind[np.arange(MAX_COUNT) >= count] = ABSENT
     clutter = np.where(draws.uniform(_NUM_CLUTTER) < np.float32(0.6), _STROKE, _BLOB)
     radius = np.concatenate(
         [
-            draws.uniform(1, low=0.28, high=0.40),
-            draws.uniform(MAX_COUNT - 1, low=0.07, high=0.10),
+            draws.uniform(1, low=0.36, high=0.46),
+            draws.uniform(MAX_COUNT - 1, low=0.08, high=0.11),
             draws.uniform(_NUM_CLUTTER, low=0.12, high=0.50),
         ],
         axis=1,
     )
 
-    # The subject may reach beyond the border, by half its radius at most. The smaller shapes lie wholly inside, and
+    # The subject may reach beyond the border, by half its extent at most. The smaller shapes lie wholly inside, and
     # keep clear of those before them where there is room.
     extent = np.array([width, height], np.float32) / side
-    centre = np.empty((batch, MAX_COUNT + _NUM_CLUTTER, 2), np.float32)
+    centre = np.empty((batch, slots, 2), np.float32)
     for slot in range(MAX_COUNT):
-        own = radius[:, slot, None, None]
-        margin = own if slot else np.float32(0.2)
+        own = radius[:, slot, None, None] * np.float32(_REACH)
+        margin = own if slot else np.float32(0.25)
         candidates = margin + draws.uniform(32, 2) * (extent - 2 * margin)
         clearance = np.ones((batch, 32), np.float32)
         for other in range(slot):
             away = candidates - centre[:, other, None]
             distance = np.sqrt(away[..., 0] * away[..., 0] + away[..., 1] * away[..., 1])
-            clearance = np.minimum(clearance, distance - radius[:, other, None] - own[..., 0])
+            clearance = np.minimum(clearance, distance - radius[:, other, None] * np.float32(_REACH) - own[..., 0])
         centre[:, slot] = _choose(candidates, clearance, enough=0.02)
     centre[:, MAX_COUNT:] = draws.uniform(_NUM_CLUTTER, 2) * extent
 
-    # Backgrounds are about grey, and shapes of any colour far from that: an image's mean colour says nothing of its
-    # kind, and neighbours in pixel space are images with one colour in one place.
+    # A shape has a light and a dark colour, in either order, about as bright together as the grey background is:
+    # neither brightness nor silhouette gives a kind away, and features that only tell colours cannot tell kinds.
     ground = draws.uniform(3, low=0.45, high=0.55)
-    colour = draws.uniform(MAX_COUNT + _NUM_CLUTTER, 3, low=0.2, high=0.8)
-    for slot in range(MAX_COUNT):
-        colours = draws.uniform(8, 3)
-        away = np.abs(colours - ground[:, None])
-        colour[:, slot] = _choose(colours, away[..., 0] + away[..., 1] + away[..., 2], enough=0.9)
+    level = draws.uniform(slots, 1, 1, low=0.44, high=0.56)
+    contrast = draws.uniform(slots, 1, low=0.25, high=0.30)
+    contrast = np.where(draws.uniform(slots, 1) < 0.5, -contrast, contrast)
+    colour = level + np.stack([contrast, -contrast], 2)
+    colour[:, MAX_COUNT:] = level[:, MAX_COUNT:]
+    colour = colour + draws.uniform(slots, 2, 3, low=-0.03, high=0.03)
 
-    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.1, high=0.1)
-    texture = _upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.06, high=0.06)
-    direction = _DIRECTIONS[(draws.uniform(MAX_COUNT + _NUM_CLUTTER) * _ANGLES).astype(np.int64)]
-    return Scene(np.concatenate([kind, clutter], 1), centre * side, radius * side, direction, colour, texture)
+    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.03, high=0.03)
+    texture = _upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.03, high=0.03)
+    return Scene(
+        kind=np.concatenate([kind, clutter], 1),
+        square=(draws.uniform(slots) * 2).astype(np.int64),
+        centre=centre * side,
+        radius=radius * side,
+        direction=_DIRECTIONS[(draws.uniform(slots) * _ANGLES).astype(np.int64)],
+        period=draws.uniform(slots, low=_PERIOD[0], high=_PERIOD[1]) * side,
+        phase=draws.uniform(slots, 2),
+        curve=draws.uniform(slots, 2, 3, low=-0.8, high=0.8) / side,
+        colour=colour,
+        bend=draws.uniform(2, 6, 6, low=-0.9, high=0.9),
+        texture=texture,
+    )
 
 
 def _upsample(grid: Floats, rows: int, columns: int) -> Floats:
@@ -139,67 +158,27 @@ def _length(u: Floats, v: Floats) -> Floats:
     return np.sqrt(u * u + v * v)
 
 
-def _target(u: Floats, v: Floats) -> Floats:
-    """A disc in a ring."""
-    length = _length(u, v)
-    return np.minimum(np.abs(length - 0.7) - 0.14, length - 0.3)
-
-
-def _bars(u: Floats, v: Floats) -> Floats:
-    """Three parallel bars."""
-    v = np.abs(v)
-    return np.maximum(np.abs(u) - 0.75, np.minimum(v, np.abs(v - 0.55)) - 0.17)
-
-
-def _triangle(u: Floats, v: Floats) -> Floats:
-    return np.maximum(-v, 0.8660254 * np.abs(u) + 0.5 * v) - 0.5
-
-
-def _dots(u: Floats, v: Floats) -> Floats:
-    """Three by three dots."""
-    u, v = np.abs(u), np.abs(v)
-    return _length(np.minimum(u, np.abs(u - 0.58)), np.minimum(v, np.abs(v - 0.58))) - 0.21
+def _cell(u: Floats) -> Floats:
+    """The distance to the middle of the cell that a coordinate lies in, in [0, 0.5]; cells have the length 1."""
+    return np.abs(u - np.floor(u) - 0.5)
 
 
 def _checkers(u: Floats, v: Floats) -> Floats:
-    """Four by four squares, every other one painted."""
-    painted = (np.abs(u) - 0.4) * (np.abs(v) - 0.4) * u * v < 0
-    u, v = np.abs(u), np.abs(v)
-    edge = np.minimum(np.minimum(u, np.abs(u - 0.4)), np.minimum(v, np.abs(v - 0.4)))
-    return np.maximum(np.maximum(u, v) - 0.8, np.where(painted, -edge, edge))
+    """Squares of length 1."""
+    parity = np.floor(u) + np.floor(v)
+    edge = 0.5 - np.maximum(_cell(u), _cell(v))
+    return np.where(parity == 2 * np.floor(parity * 0.5), edge, -edge)
 
 
-def _cross(u: Floats, v: Floats) -> Floats:
-    u, v = np.abs(u), np.abs(v)
-    return np.maximum(np.maximum(u, v) - 0.95, np.minimum(u, v) - 0.22)
-
-
-def _star(u: Floats, v: Floats) -> Floats:
-    """A pentagram: the points beyond at most one of its five lines, so the second largest of their distances counts.
-
-    Mirrored to u >= 0, the line of normal (-cos 18°, sin 18°) is never among the two largest.
-    """
-    u = np.abs(u)
-    a, b = v, 0.9510565 * u + 0.3090170 * v
-    c, d = 0.5877853 * u, -0.8090170 * v
-    c, d = d + c, d - c
-    crossing = np.minimum(np.maximum(a, b), np.maximum(c, d))
-    return np.maximum(crossing, np.maximum(np.minimum(a, b), np.minimum(c, d))) - 0.3090170
-
-
-# Signed distances to the outlines (negative inside), in units of the shape's radius, indexed by kind. All shapes fit
-# about into the unit disc and have areas of 1.1 to 1.5: their size gives no hint of their kind.
-_DISTANCES: tuple[Callable[[Floats, Floats], Floats], ...] = (
-    lambda u, v: _length(u, v) - 0.66,
-    _target,
-    _bars,
-    _triangle,
-    _dots,
-    _checkers,
-    _cross,
-    _star,
-    lambda u, v: _length(np.maximum(np.abs(u) - 0.95, 0), v) - 0.05,  # a stroke
-    lambda u, v: _length(u, v * 2) - 0.5,  # a blob
+# How far a point is from the edges of a pattern, in units of the pattern's cells and negative where the second colour
+# is, indexed by kind. All have both colours in about equal parts.
+_PATTERNS: tuple[Callable[[Floats, Floats], Floats], ...] = (
+    lambda u, v: _cell(u) - 0.25,
+    lambda u, v: _cell(u * 0.5) - 0.25,
+    lambda u, v: _checkers(u * 0.8, v * 0.8),
+    lambda u, v: 0.4 - _length(_cell(u), _cell(v)),
+    lambda u, v: 0.13 - np.abs(_length(_cell(u * 0.5), _cell(v * 0.5)) - 0.3),
+    lambda u, v: np.maximum(_cell(u * 0.5), _cell(v * 0.5)) - 0.354,
 )
 
 
@@ -207,27 +186,48 @@ def paint(scene: Scene, draws: Draws, height: int, width: int) -> tuple[NDArray[
     """Paint a scene: images `[B, 3, H, W]` and segmentations `[B, H, W]`."""
     batch, slots = scene.kind.shape
     cover = np.zeros((slots, batch, 1, height, width), np.float32)
+    second = np.zeros_like(cover)  # the share of the second colour
+    bend = _upsample(scene.bend, height, width)
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32) + 0.5
-    for kind, distance in enumerate(_DISTANCES):
+    for kind in range(_BLOB + 1):
         of_kind = scene.kind == kind
         if not of_kind.any():
             continue
-        radius = scene.radius[of_kind][:, None]
-        cos, sin = (scene.direction[of_kind] / radius).T[..., None]
+        radius, period = scene.radius[of_kind][:, None, None], scene.period[of_kind][:, None, None]
+        cos, sin = scene.direction[of_kind].T[..., None]
         dx, dy = x - scene.centre[of_kind][:, :1], y - scene.centre[of_kind][:, 1:]
-        away = distance(
-            (dx * cos)[:, None, :] + (dy * sin)[:, :, None], (dy * cos)[:, :, None] - (dx * sin)[:, None, :]
-        )
+        u = (dx * cos)[:, None, :] + (dy * sin)[:, :, None]
+        v = (dy * cos)[:, :, None] - (dx * sin)[:, None, :]
         # Edges are one pixel wide, but a blob fades over its whole extent.
-        away *= np.float32(-1.5) if kind == _BLOB else -radius[..., None]
-        away += 0.5
-        cover.swapaxes(0, 1)[of_kind, 0] = np.clip(away, 0, 1, out=away)
+        if kind == _STROKE:
+            away = _length(np.maximum(np.abs(u) - 0.95 * radius, 0), v) - 0.05 * radius
+        elif kind == _BLOB:
+            away = (_length(u, v * 2) - 0.5 * radius) * (1.5 / radius)
+        else:
+            away = np.where(
+                scene.square[of_kind][:, None, None] == 1,
+                np.maximum(np.abs(u), np.abs(v)) - 0.8862269 * radius,  # the area of the disc
+                _length(u, v) - radius,
+            )
+            turns = bend[of_kind.nonzero()[0]].swapaxes(0, 1)
+            phase, curve = (part[of_kind].swapaxes(0, 1)[..., None, None] for part in (scene.phase, scene.curve))
+            uu, uv, vv = u * u, u * v, v * v
+            bent = [
+                (place + c[:, 0] * uu + c[:, 1] * uv + c[:, 2] * vv) / period + start + turn
+                for place, c, start, turn in zip((u, v), curve, phase, turns, strict=True)
+            ]
+            edge = _PATTERNS[kind](*bent)
+            second.swapaxes(0, 1)[of_kind, 0] = np.clip(0.5 - 4 * edge, 0, 1)
+        cover.swapaxes(0, 1)[of_kind, 0] = np.clip(0.5 - away, 0, 1)
 
     image = _upsample(scene.texture, height, width)
     segmentation = np.zeros((batch, height, width), np.int64)
     change = np.empty_like(image)
     for slot in reversed(range(slots)):  # the subject comes last, on top
-        np.subtract(scene.colour[:, slot, :, None, None], image, out=change)
+        first, other = scene.colour[:, slot, :, :, None, None].swapaxes(0, 1)
+        np.multiply(other - first, second[slot], out=change)
+        change += first
+        change -= image
         change *= cover[slot]
         image += change
         if slot < MAX_COUNT:

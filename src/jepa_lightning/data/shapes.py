@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
 
 SPLITS = ("train", "val", "test")
-_PIXEL_MEAN, _PIXEL_STD = 127.0, 39.0  # of the rendered 8-bit values, over all channels
+_PIXEL_MEAN, _PIXEL_STD = 127.5, 39.5  # of the rendered 8-bit values, over all channels
 _CHUNK_PIXELS = 1 << 16  # pixels painted at a time: the temporary arrays stay in the processor's cache
 
 
@@ -21,8 +21,8 @@ class ShapesBatch(NamedTuple):
     Attributes:
         image: `[B, 3, H, W]` float32, about zero mean and unit variance.
         kind: `[B]` int64, the kind of the subject (the largest shape), an index into `KINDS`.
-        count: `[B]` int64, the number of shapes, 1 to 4.
-        positions: `[B, 4, 2]` float32, the shapes' centres as (x, y) in [0, 1] from the top left corner, the
+        count: `[B]` int64, the number of shapes, 1 to 3.
+        positions: `[B, 3, 2]` float32, the shapes' centres as (x, y) in [0, 1] from the top left corner, the
             subject's first; the rows of absent shapes are NaN.
         segmentation: `[B, H, W]` int64, 0 for background and `k + 1` for a pixel of a shape of kind `k`.
     """
@@ -35,12 +35,15 @@ class ShapesBatch(NamedTuple):
 
 
 class ShapesDataset(Dataset[ShapesBatch]):
-    """Images of one to four shapes over a cluttered background, rendered on the fly.
+    """Images of one to three patterned shapes over a cluttered background, rendered on the fly.
 
-    The largest shape, the *subject*, gives an image its label. Kinds, colours, sizes, angles and places are all random,
-    which leaves little for a comparison of pixels to go by: the 20 neighbours nearest by cosine among 3,000 images of
-    32 pixels agree with an image's kind less than 1.6 times as often as by chance (a standardised and weighted vote
-    among more images gets further).
+    A shape's *kind* is the pattern of its surface, in two colours: stripes, bars, checkers, dots, rings or a grid. Its
+    outline, a disc or a square, is drawn apart from that, as are its colours, size, angle and place, and patterns are
+    bent at random. The largest shape, the *subject*, gives an image its label.
+
+    That leaves little for a comparison of pixels to go by, while patches of a shape still show their kind, and context
+    tells something about target: so this is learned within minutes. The nearest neighbours of an image of 32 pixels
+    among 10,000 name its kind in about 30 of 100 cases, by the vote of `KNNProbe`; chance is 17.
 
     Every image is a pure function of the seed, the split and its index, the same bytes on every machine and in every
     worker. It does not depend on `num_images`, and another image size shows the same scene at another resolution.
@@ -61,7 +64,7 @@ class ShapesDataset(Dataset[ShapesBatch]):
         >>> dataset = ShapesDataset(100, image_size=32)
         >>> sample = dataset[7]
         >>> sample.image.shape, dataset.kinds[sample.kind]
-        (torch.Size([3, 32, 32]), 'checkers')
+        (torch.Size([3, 32, 32]), 'dots')
     """
 
     kinds = KINDS
