@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jepa_lightning import IJEPA
 from jepa_lightning.masking import Masks, MultiBlockMasking
+from jepa_lightning.masking.multiblock import Blocks
 
 LARGE_GRIDS = [(14, 14), (16, 16), (28, 28), (8, 16)]
 GRIDS = [*LARGE_GRIDS, (7, 7), (4, 4), (10, 5)]
@@ -90,11 +91,13 @@ def test_scale_and_aspect_are_independent() -> None:
 def test_targets_lie_in_blocks(grid: tuple[int, int]) -> None:
     """Of a block, all tokens are left out equally often; blocks with fewer tokens than a target do not occur."""
     masking = MultiBlockMasking()
-    num = 4000
+    num, seeds = 1000, range(4)
     context_tokens, target_tokens = round(grid[0] * grid[1] / 4), round(0.15 * grid[0] * grid[1])
     # The blocks are the first thing that is drawn: the same seed gives those of the masks.
-    blocks, _ = masking._targets_with_room(num, grid, context_tokens, target_tokens, seeded(0))
-    targets = as_map(masking(num, grid, seeded(0)).targets, grid)
+    drawn = [masking._targets_with_room(num, grid, context_tokens, target_tokens, seeded(seed))[0] for seed in seeds]
+    blocks = Blocks(*map(torch.cat, zip(*drawn, strict=True)))
+    targets = as_map(torch.cat([masking(num, grid, seeded(seed)).targets for seed in seeds]), grid)
+    num *= len(seeds)
     covered = torch.zeros(num, 4, *grid)
     for image, block in itertools.product(range(0, num, 10), range(4)):
         top, left, height, width = (int(side[image, block]) for side in blocks)

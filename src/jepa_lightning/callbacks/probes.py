@@ -260,7 +260,7 @@ class KNNProbe(Probe):
         labels = torch.as_tensor(pl_module.all_gather(self._labels.to(device))).view(-1)
         filled = labels != UNLABELLED
         inputs = inputs[filled]
-        self._mean, self._std = inputs.mean(0), inputs.std(0) + 1e-6
+        self._mean, self._std = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
         self._bank, self._bank_labels = self._normalize(inputs), labels[filled]
 
     def _normalize(self, inputs: Tensor) -> Tensor:

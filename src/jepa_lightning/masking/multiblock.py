@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+PART = 1024  # images drawn at a time on a CPU: larger temporaries cost more in page faults than in sums
 ATTEMPTS = 4  # sets of target blocks drawn for an image that is to have room for its context
 
 
@@ -121,6 +122,9 @@ class MultiBlockMasking:
         generator = generator or torch.default_generator
         if self.official:
             return self._official(batch_size, grid, generator)
+        if batch_size > PART and generator.device.type == "cpu":
+            sizes = [min(PART, batch_size - start) for start in range(0, batch_size, PART)]
+            return Masks(*map(torch.cat, zip(*(self(size, grid, generator) for size in sizes), strict=True)))
         context_tokens, target_tokens = self._token_counts(grid)
         blocks, free = self._targets_with_room(batch_size, grid, context_tokens, target_tokens, generator)
 
@@ -129,7 +133,7 @@ class MultiBlockMasking:
         width, corner = blocks.width.unsqueeze(-1), (blocks.top * grid[1] + blocks.left).unsqueeze(-1)
         area = blocks.height.unsqueeze(-1) * width
         place = (_uniform(area.shape, generator) * area).floor() + torch.arange(target_tokens, device=area.device)
-        place -= area * (place >= area)
+        place -= (place / area).floor_().mul_(area)
         row = (place / width).floor_()
         targets = row.mul_(grid[1] - width).add_(place).add_(corner).long()
 
