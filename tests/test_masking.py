@@ -94,7 +94,10 @@ def test_targets_lie_in_blocks(grid: tuple[int, int]) -> None:
     num, seeds = 1000, range(4)
     context_tokens, target_tokens = round(grid[0] * grid[1] / 4), round(0.15 * grid[0] * grid[1])
     # The blocks are the first thing that is drawn: the same seed gives those of the masks.
-    drawn = [masking._targets_with_room(num, grid, context_tokens, target_tokens, seeded(seed))[0] for seed in seeds]
+    drawn = []
+    for generator in map(seeded, seeds):
+        context = masking._draw_blocks((num, 1), grid, masking.context_scale, (1.0, 1.0), 1, generator)
+        drawn.append(masking._targets_with_room(context, grid, context_tokens, target_tokens, generator)[0])
     blocks = Blocks(*map(torch.cat, zip(*drawn, strict=True)))
     targets = as_map(torch.cat([masking(num, grid, seeded(seed)).targets for seed in seeds]), grid)
     num *= len(seeds)

@@ -126,7 +126,8 @@ class MultiBlockMasking:
             sizes = [min(PART, batch_size - start) for start in range(0, batch_size, PART)]
             return Masks(*map(torch.cat, zip(*(self(size, grid, generator) for size in sizes), strict=True)))
         context_tokens, target_tokens = self._token_counts(grid)
-        blocks, free = self._targets_with_room(batch_size, grid, context_tokens, target_tokens, generator)
+        block = self._draw_blocks((batch_size, 1), grid, self.context_scale, (1.0, 1.0), 1, generator)
+        blocks, preference = self._targets_with_room(block, grid, context_tokens, target_tokens, generator)
 
         # The tokens of a block in raster order, without a run of them that wraps round its end. In floating point, as
         # division is exact for numbers as small as these, and in place, as fresh memory costs more than the sums.
@@ -136,10 +137,7 @@ class MultiBlockMasking:
         place -= (place / area).floor_().mul_(area)
         row = (place / width).floor_()
         targets = row.mul_(grid[1] - width).add_(place).add_(corner).long()
-
-        inside = self._draw_blocks((batch_size,), grid, self.context_scale, (1.0, 1.0), 1, generator).cover(grid)
-        context = _random_choice(free.int().mul_(2).add_(inside), context_tokens, generator)
-        return Masks(context, targets)
+        return Masks(_random_choice(preference, context_tokens, generator), targets)
 
     def check(self, grid: Sequence[int]) -> None:
         """Raise a ValueError if masks like these cannot be drawn on a grid."""
@@ -195,31 +193,37 @@ class MultiBlockMasking:
         return Blocks(top, left, height, width)
 
     def _targets_with_room(
-        self, batch_size: int, grid: Sequence[int], context_tokens: int, target_tokens: int, generator: Generator
+        self, context: Blocks, grid: Sequence[int], context_tokens: int, target_tokens: int, generator: Generator
     ) -> tuple[Blocks, Tensor]:
-        """Target blocks `[B, M]` that leave at least `context_tokens` free, and the tokens outside them `[B, N]`.
+        """Target blocks `[B, M]` that leave at least `context_tokens` free, and what each token then is to the context.
 
         Rejection sampling without a loop over images: those without room take the next set drawn, and in the last set
         all blocks of an image are one, so that there always is room. A GPU is not asked whether a set was the last one
         needed, since the answer would have to be waited for.
+
+        The second result, `[B, N]`, is 2 for tokens in the context's block `[B, 1]`, 1 outside it, 0 in a target.
         """
-        shape = (batch_size, self.num_targets)
+        shape = (len(context.top), self.num_targets)
+        context_rows, context_columns = context.sides(grid)
         room: Tensor | None = None
         for attempt in range(ATTEMPTS):
             drawn = self._draw_blocks(shape, grid, self.target_scale, self.target_aspect, target_tokens, generator)
             if attempt == ATTEMPTS - 1:
                 drawn = Blocks(*(side[:, :1].expand(shape) for side in drawn))
             rows, columns = drawn.sides(grid)
-            outside = (torch.bmm(rows.mT.float(), columns.float()) == 0).flatten(1)
+            # One product adds up 1 for the context block and -2 for every target block that a token lies in.
+            signs = torch.cat([context_rows.float(), rows.float() * -2], dim=1)
+            sums = torch.bmm(signs.mT, torch.cat([context_columns, columns], dim=1).float())
+            fitness = sums.clamp_(-1, 1).add_(1).int().flatten(1)
             if room is None:
-                blocks, free = drawn, outside
+                blocks, preference = drawn, fitness
             else:
                 blocks = Blocks(*(torch.where(room, old, new) for old, new in zip(blocks, drawn, strict=True)))
-                free = torch.where(room, free, outside)
-            room = free.sum(1, keepdim=True, dtype=torch.int32) >= context_tokens
+                preference = torch.where(room, preference, fitness)
+            room = preference.clamp(max=1).sum(1, keepdim=True) >= context_tokens
             if room.device.type == "cpu" and room.all():
                 break
-        return blocks, free
+        return blocks, preference
 
     def _official(self, batch_size: int, grid: Sequence[int], generator: Generator) -> Masks:
         """The official sampler: `src/masks/multiblock.py` of facebookresearch/ijepa."""
