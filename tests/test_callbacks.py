@@ -431,7 +431,7 @@ def test_drawn_pixels() -> None:
     masks = MultiBlockMasking(2)(2, (4, 4), torch.Generator().manual_seed(0))
     masks = Masks(masks.context, masks.targets)
     features = torch.randn(2, 16, 8)
-    picture = draw_latents(images, masks.context, masks.targets, features, (4, 4))
+    picture = draw_latents(images, masks, features, (4, 4))
     assert picture.shape == (3, 2 * 98 + 2, 4 * 98 + 2)
     assert 0 <= picture.min() <= picture.max() <= 1
     for row, (image, context, target, tokens) in enumerate(panels(picture, 2)):
@@ -455,7 +455,7 @@ def test_drawn_pixels() -> None:
         distances = torch.cdist(features[row], features[row]).flatten()
         seen_distances = torch.cdist(torch.stack(colours), torch.stack(colours)).flatten()
         assert torch.corrcoef(torch.stack([distances, seen_distances]))[0, 1] > 0.5
-    same = draw_latents(images, masks.context, masks.targets, features[:1].expand(2, -1, -1), (4, 4))
+    same = draw_latents(images, masks, features[:1].expand(2, -1, -1), (4, 4))
     (first, second) = panels(same, 2)
     assert torch.equal(first[3], second[3])
 
@@ -464,7 +464,7 @@ def test_drawn_pixels() -> None:
 def test_pictures_of_any_channels(channels: int) -> None:
     masks = MultiBlockMasking()(3, (4, 6), torch.Generator().manual_seed(0))
     images = random_images(3, (16, 24), channels)
-    picture = draw_latents(images, masks.context, masks.targets, torch.randn(3, 24, 2), (4, 6))
+    picture = draw_latents(images, masks, torch.randn(3, 24, 2), (4, 6))
     assert picture.shape == (3, 3 * (64 + 2) + 2, 4 * (96 + 2) + 2)
     assert picture.isfinite().all()
     first = picture[:, 2:66, 2:98]
@@ -485,7 +485,7 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
     assert len(record.val) == 2
     for event, (outputs, batch) in zip(images, record.val, strict=True):
         masks, features = outputs["masks"], outputs["latents"].features[:3]
-        drawn = draw_latents(batch.image[:3], masks.context, masks.targets, features, (4, 4))
+        drawn = draw_latents(batch.image[:3], masks, features, (4, 4))
         read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
         assert (read - drawn).abs().max() < 1.5 / 255
     (first, _), (second, _) = record.val

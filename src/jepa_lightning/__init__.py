@@ -6,7 +6,7 @@ from pathlib import Path
 from jepa_lightning import callbacks, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, ShapesDataModule
-from jepa_lightning.modules import IJEPA, JEPA, Latents
+from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, Latents, LeJEPA
 
 __version__ = version("jepa-lightning")
 
@@ -15,11 +15,14 @@ _package = Path(__file__).parent
 RECIPES = _package / "recipes" if (_package / "recipes").is_dir() else _package.parents[1] / "recipes"
 
 __all__ = [
+    "CJEPA",
+    "DMTJEPA",
     "IJEPA",
     "JEPA",
     "RECIPES",
     "ImageDataModule",
     "Latents",
+    "LeJEPA",
     "ShapesDataModule",
     "callbacks",
     "load_encoder",

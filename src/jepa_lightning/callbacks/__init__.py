@@ -2,7 +2,7 @@
 
 from jepa_lightning.callbacks.collapse import CollapseMonitor
 from jepa_lightning.callbacks.ema import EMATargetEncoder
-from jepa_lightning.callbacks.pictures import LatentPictures
+from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
 from jepa_lightning.callbacks.probes import KNNProbe, LinearProbe, Probe
 from jepa_lightning.callbacks.throughput import Throughput
 
@@ -12,6 +12,7 @@ __all__ = [
     "KNNProbe",
     "LatentPictures",
     "LinearProbe",
+    "NeighbourPictures",
     "Probe",
     "Throughput",
 ]

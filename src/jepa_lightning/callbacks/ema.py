@@ -1,4 +1,4 @@
-"""The teacher of a JEPA: an exponential moving average of the context encoder."""
+"""The teacher of a JEPA: an exponential moving average of the context encoder, and of what else a method gives it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
 from jepa_lightning.schedules import linear
 
 
+def students_and_teachers(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """The networks that a module's teachers follow, and the teachers: its `context_<name>` and `target_<name>`."""
+    pairs = []
+    for name, teacher in module.named_children():
+        if name.startswith("target_"):
+            student = getattr(module, name.replace("target_", "context_", 1))
+            if student is not teacher:
+                pairs.append((student, teacher))
+    return pairs
+
+
 class EMATargetEncoder(pl.Callback):
-    """Moves `target_encoder` towards `context_encoder` after every optimiser step: ξ ← τ ξ + (1 − τ) θ.
+    """Moves every `target_<name>` towards its `context_<name>` after every optimiser step: ξ ← τ ξ + (1 − τ) θ.
 
     Every module of this package brings this callback along by itself; give the Trainer one to use another momentum.
     The momentum is a function of the optimiser step, so a resumed run needs no state of ours.
@@ -34,7 +46,8 @@ class EMATargetEncoder(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Refuse a half-precision teacher: with τ near one its updates would all round to nothing."""
-        dtypes = {p.dtype for p in pl_module.target_encoder.parameters() if p.is_floating_point()}
+        teachers = [teacher for _, teacher in students_and_teachers(pl_module)]
+        dtypes = {p.dtype for teacher in teachers for p in teacher.parameters() if p.is_floating_point()}
         if not dtypes <= {torch.float32, torch.float64}:
             raise ValueError(
                 f"the target encoder must be kept in float32, not {dtypes}: "
@@ -50,9 +63,9 @@ class EMATargetEncoder(pl.Callback):
             return
         self._last_step = trainer.global_step
         momentum = linear(trainer.global_step - 1, self._total_steps, *self.momentum)
-        student, teacher = pl_module.context_encoder, pl_module.target_encoder
-        torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
-        # Running statistics of a convolutional encoder are averages already.
-        for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-            mine.copy_(theirs)
+        for student, teacher in students_and_teachers(pl_module):
+            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+            # Running statistics of a convolutional encoder are averages already.
+            for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+                mine.copy_(theirs)
         pl_module.log("train/momentum", momentum)

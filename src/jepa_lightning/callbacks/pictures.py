@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from jepa_lightning.masking import Masks
+
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
 BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45], [0.80, 0.47, 0.65]])
 
@@ -19,9 +21,10 @@ BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62,
 class LatentPictures(pl.Callback):
     """Draws a few validation images into TensorBoard (`pictures/latents`), a row each, at every validation.
 
-    From left to right: the image; what the context encoder sees; the target blocks in colours; and the target encoder's
-    tokens, their first three principal components over all rows as red, green and blue. Rows whose last picture is the
-    same whatever the image show an encoder that knows where a token is and nothing else.
+    From left to right: the image; where tokens are masked, what the context encoder sees, and the target blocks in
+    colours; and the target encoder's tokens, their first three principal components over all rows as red, green and
+    blue. Rows whose last picture is the same whatever the image show an encoder that knows where a token is and nothing
+    else.
 
     Args:
         num_images: number of rows, at least 1.
@@ -45,47 +48,112 @@ class LatentPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the first images of the first batch: the same ones, under the same masks, every time."""
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if batch_idx or dataloader_idx or trainer.sanity_checking or not loggers:
+        if batch_idx or dataloader_idx or trainer.sanity_checking:
             return
         images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
-        grid = pl_module.context_encoder.grid
-        masks, features = outputs["masks"], outputs["latents"].features
-        picture = draw_latents(images, masks.context, masks.targets, features[: self.num_images], grid)
-        for logger in loggers:
-            logger.experiment.add_image("pictures/latents", picture, trainer.global_step)
+        masks = outputs["masks"] if isinstance(outputs["masks"], Masks) else None
+        features = outputs["latents"].features[: self.num_images]
+        _add_image(trainer, "pictures/latents", draw_latents(images, masks, features, pl_module.context_encoder.grid))
 
 
-def draw_latents(images: Tensor, context: Tensor, targets: Tensor, features: Tensor, grid: Sequence[int]) -> Tensor:
+class NeighbourPictures(pl.Callback):
+    """Draws what DMT-JEPA makes of a patch into TensorBoard (`pictures/neighbours`), a row each, at every validation.
+
+    From left to right: the image with the patch (white) and its masked semantic neighbours (orange); how similar the
+    teacher's token of every patch is to that of this one, which is the target of I-JEPA; and the same of the aggregated
+    targets of DMT-JEPA. White is a cosine of 1, black the lowest of the image.
+
+    Args:
+        num_images: number of rows, at least 1.
+
+    Raises:
+        ValueError: no rows.
+    """
+
+    def __init__(self, num_images: int = 6) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images = num_images
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first images of the first batch, each with a patch of its first target block."""
+        if batch_idx or dataloader_idx or trainer.sanity_checking:
+            return
+        images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
+        tokens = outputs["latents"].features[: self.num_images].float()
+        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        picked, exists = pl_module.target_head.neighbours(tokens)
+        aggregated = pl_module.target_head.neighbourhoods(tokens)
+        patch = outputs["masks"].targets[: self.num_images, 0, 0]
+        picture = draw_neighbours(images, patch, picked, exists, (tokens, aggregated), pl_module.context_encoder.grid)
+        _add_image(trainer, "pictures/neighbours", picture)
+
+
+def draw_neighbours(
+    images: Tensor, patch: Tensor, picked: Tensor, exists: Tensor, tokens: Sequence[Tensor], grid: Sequence[int]
+) -> Tensor:
+    """The picture of `NeighbourPictures`.
+
+    Args:
+        images: `[R, C, H, W]`, of any range of values.
+        patch: LongTensor `[R]`, the patch of each image that is looked at.
+        picked: LongTensor `[R, N, k]`, the neighbours of every patch.
+        exists: BoolTensor `[R, N, k]`, which of them there are.
+        tokens: some `[R, N, D]`, of each of which the similarity to the patch is shown.
+        grid: `(rows, columns)` of the tokens.
+
+    Returns:
+        `[3, height, width]` in [0, 1].
+    """
+    shown, rows = _as_shown(images), torch.arange(len(images))
+    patch, picked, exists = patch.cpu(), picked.cpu(), exists.cpu()
+    mine, there = picked[rows, patch], exists[rows, patch]
+    tint = torch.zeros(len(images), grid[0] * grid[1], 3)
+    for place, real in zip(mine.unbind(1), there.unbind(1), strict=True):
+        tint[rows[real], place[real]] = BLOCK_COLOURS[0]
+    tint[rows, patch] = 1.0
+    columns = [_tinted(shown, tint, grid)]
+    for kind in tokens:
+        unit = F.normalize(kind.detach().float().cpu(), dim=-1)
+        similarity = (unit @ unit[rows, patch].unsqueeze(-1)).expand(-1, -1, 3)
+        low = similarity.amin(dim=(1, 2), keepdim=True)
+        columns.append(_as_pixels((similarity - low) / (1 - low).clamp(min=1e-6), grid, shown.shape[-2:]).clamp(0, 1))
+    return _as_table(columns)
+
+
+def draw_latents(images: Tensor, masks: Masks | None, features: Tensor, grid: Sequence[int]) -> Tensor:
     """The picture of `LatentPictures`.
 
     Args:
         images: `[R, C, H, W]`, of any range of values; one channel, or the first three are shown.
-        context: LongTensor `[≥R, K_c]`.
-        targets: LongTensor `[≥R, M, K_t]`.
+        masks: those of R or more images; without, their two columns are left out.
         features: `[R, N, D]`, the tokens of the images.
         grid: `(rows, columns)` of the tokens.
 
     Returns:
         `[3, height, width]` in [0, 1].
     """
-    count, size = len(images), images.shape[-2:]
-    images, features = images.detach().float().cpu(), features.detach().float().cpu()
-    context, targets = context[:count].cpu(), targets[:count].cpu()
-    shown = _unit_range(images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1))
-
-    visible = torch.zeros(count, grid[0] * grid[1]).scatter_(1, context, 1.0)
-    context_picture = shown * _as_pixels(visible.unsqueeze(-1), grid, size) + 0.5 * (
-        1 - _as_pixels(visible.unsqueeze(-1), grid, size)
-    )
-    tint = torch.zeros(count, grid[0] * grid[1], 3)
-    hit = torch.zeros(count, grid[0] * grid[1], 1)
-    for block in range(targets.shape[1]):
-        places = targets[:, block, :, None]
-        tint.scatter_(1, places.expand(-1, -1, 3), BLOCK_COLOURS[block % 4].expand(count, places.shape[1], 3))
-        hit.scatter_(1, places, 1.0)
-    strength = 0.65 * _as_pixels(hit, grid, size)
-    target_picture = shown * (1 - strength) + _as_pixels(tint, grid, size) * strength
+    shown, features = _as_shown(images), features.detach().float().cpu()
+    count, size = len(shown), shown.shape[-2:]
+    columns = [shown]
+    if masks is not None:
+        context, targets = masks.context[:count].cpu(), masks.targets[:count].cpu()
+        visible = torch.zeros(count, grid[0] * grid[1], 1).scatter_(1, context.unsqueeze(-1), 1.0)
+        visible = _as_pixels(visible, grid, size)
+        columns.append(shown * visible + 0.5 * (1 - visible))
+        tint = torch.zeros(count, grid[0] * grid[1], 3)
+        for block in range(targets.shape[1]):
+            places = targets[:, block, :, None].expand(-1, -1, 3)
+            tint.scatter_(1, places, BLOCK_COLOURS[block % 4].expand(places.shape))
+        columns.append(_tinted(shown, tint, grid))
 
     tokens = features.flatten(0, 1)
     tokens = tokens - tokens.mean(0)
@@ -94,19 +162,38 @@ def draw_latents(images: Tensor, context: Tensor, targets: Tensor, features: Ten
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     colours = ((components - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).view(count, -1, components.shape[1])
     colours = F.pad(colours, (0, 3 - colours.shape[-1]))
-    columns = [shown, context_picture, target_picture, _as_pixels(colours, grid, size)]
+    return _as_table([*columns, _as_pixels(colours, grid, size)])
+
+
+def _add_image(trainer: pl.Trainer, tag: str, picture: Tensor) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, trainer.global_step)
+
+
+def _as_table(columns: Sequence[Tensor]) -> Tensor:
+    """Columns of pictures `[R, 3, H, W]` side by side."""
     # Small images are enlarged without blurring, so that their patches can be seen.
-    scale = max(1, 96 // max(size))
-    panels = F.interpolate(torch.stack(columns, dim=1).flatten(0, 1), scale_factor=scale, mode="nearest")
+    scale = max(1, 96 // max(columns[0].shape[-2:]))
+    panels = F.interpolate(torch.stack(list(columns), dim=1).flatten(0, 1), scale_factor=scale, mode="nearest")
     return make_grid(panels, nrow=len(columns), padding=2, pad_value=1.0)
+
+
+def _tinted(shown: Tensor, tint: Tensor, grid: Sequence[int]) -> Tensor:
+    """Pictures with the colours `[R, N, 3]` laid over their patches; black ones leave them as they are."""
+    strength = 0.65 * _as_pixels((tint.amax(-1, keepdim=True) > 0).float(), grid, shown.shape[-2:])
+    return shown * (1 - strength) + _as_pixels(tint, grid, shown.shape[-2:]) * strength
+
+
+def _as_shown(images: Tensor) -> Tensor:
+    """Images of any range and number of channels as pictures `[R, 3, H, W]` in [0, 1]."""
+    images = images.detach().float().cpu()
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp(min=1e-6)
 
 
 def _as_pixels(tokens: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
     """Token values `[R, N, C]` as pictures `[R, C, H, W]`, each token a flat patch."""
     maps = tokens.mT.reshape(len(tokens), -1, grid[0], grid[1])
     return F.interpolate(maps, size=tuple(size), mode="nearest")
-
-
-def _unit_range(images: Tensor) -> Tensor:
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassJaccardIndex
 
 Source = Literal["features", "observation"]
 
@@ -23,6 +25,10 @@ class Probe(pl.Callback):
     A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
     touches the module: its own weights live in the callback's state in the checkpoint. Training images of class -1
     have no label and teach it nothing.
+
+    Where the label is a map of classes `[B, H, W]`, the probe is a dense one: it reads single tokens, and the class of
+    a token is the most frequent one of its patch. Beside the accuracy it logs `miou`, the intersection over union of
+    tokens, averaged over the classes that there are.
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
@@ -37,6 +43,7 @@ class Probe(pl.Callback):
         self.label = label
         self.source = source
         self._accuracy = MeanMetric()
+        self._overlap: MulticlassJaccardIndex | None = None
 
     @property
     def state_key(self) -> str:
@@ -53,6 +60,11 @@ class Probe(pl.Callback):
 
     @property
     @abstractmethod
+    def _classes(self) -> int:
+        """The number of classes that it can predict."""
+
+    @property
+    @abstractmethod
     def _fitted(self) -> bool:
         """Whether there is something to predict with: a validation before any training has nothing to count."""
 
@@ -60,11 +72,12 @@ class Probe(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Learn from the step's features."""
-        self.fit(trainer, pl_module, *self._read(outputs, batch))
+        self.fit(trainer, pl_module, *self._read(pl_module, outputs, batch))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation."""
         self._accuracy.to(pl_module.device).reset()
+        self._overlap = None
 
     def on_validation_batch_end(
         self,
@@ -77,16 +90,24 @@ class Probe(pl.Callback):
     ) -> None:
         """Count the hits on held-out images (a sanity check before the first step has nothing to count)."""
         if not trainer.sanity_checking and self._fitted:
-            inputs, labels = self._read(outputs, batch)
-            self._accuracy.update((self.predict(inputs) == labels).float())
+            inputs, labels = self._read(pl_module, outputs, batch)
+            predicted = self.predict(inputs)
+            self._accuracy.update((predicted == labels).float())
+            if len(labels) > len(batch[0]):
+                if self._overlap is None:  # with one class more, for labels that the probe has never seen
+                    self._overlap = MulticlassJaccardIndex(self._classes + 1, ignore_index=UNLABELLED)
+                    self._overlap.to(pl_module.device)
+                self._overlap.update(predicted, labels.clamp(max=self._classes))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the accuracy over the validation data of all processes."""
         if not trainer.sanity_checking and self._fitted:
             pl_module.log(f"probe/{self.name}/accuracy", self._accuracy.compute(), prog_bar=True)
+            if self._overlap is not None:
+                pl_module.log(f"probe/{self.name}/miou", self._overlap.compute())
 
-    def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs `[B, D]` and labels `[B]` of a batch."""
+    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
         try:
             labels = getattr(batch, self.label) if self.label else batch[1]
         except (AttributeError, IndexError):
@@ -97,14 +118,31 @@ class Probe(pl.Callback):
                 f"the probe {self.name!r} wants the label {self.label or 'at the second place'} of a batch, which has "
                 + (f"the fields {', '.join(fields)}" if fields else "none: train on labelled data, or drop the probe")
             )
-        if labels.ndim != 1 or labels.is_floating_point():
+        if labels.ndim not in (1, 3) or labels.is_floating_point():
             raise ValueError(
-                f"the probe {self.name!r} wants one class an image, integers [B], got "
+                f"the probe {self.name!r} wants one class an image, integers [B], or one a pixel, [B, H, W], got "
                 f"{labels.dtype} {list(labels.shape)}"
             )
+        inputs = batch[0] if self.source == "observation" else outputs["latents"].features
+        if labels.ndim == 1:
+            return (inputs.flatten(1) if self.source == "observation" else inputs.mean(1)).float(), labels
+        grid = pl_module.context_encoder.grid
         if self.source == "observation":
-            return batch[0].flatten(1).float(), labels
-        return outputs["latents"].features.mean(1).float(), labels
+            inputs = patches(inputs, grid)
+        return inputs.flatten(0, 1).float(), patches(labels.unsqueeze(1), grid).flatten(0, 1).mode(1).values
+
+
+def patches(images: Tensor, grid: Sequence[int]) -> Tensor:
+    """Cut images `[B, C, H, W]` into the flattened patches `[B, N, C * height * width]` of a grid of tokens.
+
+    Raises:
+        ValueError: a height or width that the grid does not divide.
+    """
+    (height, width), (rows, columns) = images.shape[-2:], grid
+    if height % rows or width % columns:
+        raise ValueError(f"a map of {height}x{width} pixels cannot be cut into {rows}x{columns} patches")
+    cut = images.unflatten(3, (columns, width // columns)).unflatten(2, (rows, height // rows))
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class LinearProbe(Probe):
@@ -149,6 +187,10 @@ class LinearProbe(Probe):
         losses = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
         (losses / (labels != UNLABELLED).sum().clamp(min=1)).backward()
         optimizer.step()
+
+    @property
+    def _classes(self) -> int:
+        return self.num_classes
 
     @property
     def _fitted(self) -> bool:
@@ -247,6 +289,11 @@ class KNNProbe(Probe):
         self._next = int((self._next + len(inputs)) % self.bank_size)
 
     @property
+    def _classes(self) -> int:
+        assert self._bank_labels is not None
+        return int(self._bank_labels.max()) + 1
+
+    @property
     def _fitted(self) -> bool:
         return self._bank_labels is not None and len(self._bank_labels) > 0
 
@@ -272,7 +319,7 @@ class KNNProbe(Probe):
         similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
         # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
         weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = weights.new_zeros(len(inputs), int(self._bank_labels.max()) + 1)
+        votes = weights.new_zeros(len(inputs), self._classes)
         return votes.scatter_add_(1, self._bank_labels[neighbours], weights).argmax(1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """The LightningModules, one file a method; `jepa.py` is the base they share."""
 
+from jepa_lightning.modules.cjepa import CJEPA
+from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA, Latents
+from jepa_lightning.modules.lejepa import LeJEPA
 
-__all__ = ["IJEPA", "JEPA", "Latents"]
+__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "Latents", "LeJEPA"]

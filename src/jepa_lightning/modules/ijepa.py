@@ -71,8 +71,8 @@ class IJEPA(JEPA):
         """The vision transformer f; context and target encoder start as copies of it."""
         hparams = self.hparams
         return VisionTransformer(
-            _pair(hparams.image_size),
-            _pair(hparams.patch_size),
+            pair(hparams.image_size),
+            pair(hparams.patch_size),
             hparams.in_channels,
             hparams.embed_dim,
             hparams.depth,
@@ -119,18 +119,26 @@ class IJEPA(JEPA):
         rows, columns = self.context_encoder.grid
         if masks is None:
             masks = self.masking(len(observation), (rows, columns))
+        masks = Masks(masks.context.to(observation.device), masks.targets.to(observation.device))
         with torch.no_grad():
             features = self.target_encoder(observation)
-        if features.shape[1] != rows * columns:
-            raise ValueError(
-                f"images {list(observation.shape)} give {features.shape[1]} tokens, the module was built for a grid of "
-                f"{rows}x{columns}: give it the image_size of the data"
-            )
-        masks = Masks(masks.context.to(features.device), masks.targets.to(features.device))
-        target = gather_tokens(F.layer_norm(features, features.shape[-1:]), masks.targets)
+            if features.shape[1] != rows * columns:
+                raise ValueError(
+                    f"images {list(observation.shape)} give {features.shape[1]} tokens, the module was built for a "
+                    f"grid of {rows}x{columns}: give it the image_size of the data"
+                )
+            targets = self.targets(features)
         context = self.context_encoder(observation, masks.context)
-        prediction = self.predictor(context, masks.context, masks.targets)
-        return Latents(context, prediction, target, features)
+        prediction = self.predict(context, masks)
+        return Latents(context, prediction, gather_tokens(targets, masks.targets), features)
+
+    def targets(self, features: Tensor) -> Tensor:
+        """What is to be predicted at each place, `[B, N, D]`, from the teacher's tokens of the whole image."""
+        return F.layer_norm(features, features.shape[-1:])
+
+    def predict(self, context: Tensor, masks: Masks) -> Tensor:
+        """The predictions `[B, M, K_t, D]` from the encoded context tokens `[B, K_c, D]`."""
+        return self.predictor(context, masks.context, masks.targets)
 
     def energy(self, latents: Latents) -> Tensor:
         """The distance between prediction and layer-normed target, averaged over blocks, tokens and features, `[B]`."""
@@ -165,7 +173,7 @@ class IJEPA(JEPA):
         return module
 
 
-def _pair(size: int | list[int]) -> tuple[int, int]:
+def pair(size: int | list[int]) -> tuple[int, int]:
     """A side, or rows and columns."""
     rows, columns = (size, size) if isinstance(size, int) else size
     return rows, columns

@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
-from jepa_lightning.callbacks.ema import EMATargetEncoder
+from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.checkpoints import load_networks, read_networks
-from jepa_lightning.masking import Masks
+from jepa_lightning.modules.regularizer import Regularizer
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
 
 
@@ -59,6 +59,8 @@ class JEPA(pl.LightningModule):
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
         momentum: momentum of the target encoder at the start and at the end, along a line.
+        regularizers: what is added to the loss against collapse: `vicreg` and `sigreg`, each with the options of
+            `Regularizer`, such as `{"sigreg": {"weight": 0.05}}`.
         weights: a checkpoint (official or ours) whose networks this training starts from; read when the fit starts
             and only then, so that a checkpoint of the run itself needs no other file.
 
@@ -81,6 +83,7 @@ class JEPA(pl.LightningModule):
         warmup: float = 0.1,
         weight_decay: tuple[float, float] = (0.04, 0.4),
         momentum: tuple[float, float] = (0.996, 1.0),
+        regularizers: dict[str, dict[str, Any]] | None = None,
         weights: str | None = None,
         **unknown: Any,
     ) -> None:
@@ -91,13 +94,18 @@ class JEPA(pl.LightningModule):
             raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
         self.save_hyperparameters()
         self.context_encoder = self.build_encoder()
-        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False).eval()
+        self.target_encoder = self.build_teacher(self.context_encoder)
         self.predictor = self.build_predictor()
         self.masking = self.build_masking()
+        self.regularizers = nn.ModuleDict(self.build_regularizers())
 
     @abstractmethod
     def build_encoder(self) -> nn.Module:
         """An encoder: `encoder(x, indices=None) -> [B, K, D]`, with attributes `embed_dim` and `grid`."""
+
+    def build_teacher(self, student: nn.Module) -> nn.Module:
+        """The teacher of a network `context_<name>`, to be kept as `target_<name>`, which is how it is found."""
+        return copy.deepcopy(student).requires_grad_(False).eval()
 
     @abstractmethod
     def build_predictor(self) -> nn.Module:
@@ -107,8 +115,14 @@ class JEPA(pl.LightningModule):
     def build_masking(self) -> Any:
         """A masking: `masking(batch_size, grid, generator=None) -> Masks`."""
 
+    def build_regularizers(self) -> dict[str, Regularizer]:
+        """The regularisers by name."""
+        width = self.context_encoder.embed_dim
+        options = self.hparams.regularizers or {}
+        return {name: Regularizer(name, width, **chosen) for name, chosen in options.items()}
+
     @abstractmethod
-    def latents(self, observation: Tensor, masks: Masks | None = None) -> Latents:
+    def latents(self, observation: Tensor, masks: Any = None) -> Latents:
         """The embeddings of context, prediction and target of a batch; draws the masks if none are given."""
 
     @abstractmethod
@@ -116,8 +130,14 @@ class JEPA(pl.LightningModule):
         """How far each sample's prediction is from its target, `[B]`: low for compatible pairs."""
 
     def loss(self, latents: Latents) -> dict[str, Tensor]:
-        """All terms by name; `"loss"` is what is minimised: the mean energy, plus what a method adds to it."""
-        return {"loss": self.energy(latents).mean()}
+        """All terms by name; `"loss"` is what is minimised: the mean energy plus the regularisers."""
+        loss = energy = self.energy(latents).mean()
+        terms: dict[str, Tensor] = {}
+        for name, regularizer in self.regularizers.items():
+            penalty, parts = regularizer(latents)
+            loss = loss + penalty
+            terms |= {f"{name}_{part}" if part else name: value for part, value in parts.items()}
+        return {"loss": loss, "energy": energy, **terms} if terms else {"loss": loss}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Log every term under `train/`; return them with the masks and the detached latents, which callbacks read."""
@@ -143,7 +163,7 @@ class JEPA(pl.LightningModule):
             )
         return {**terms, "latents": latents.detach(), "masks": masks}
 
-    def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+    def draw_masks(self, batch_size: int, batch_idx: int) -> Any:
         """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same."""
         epoch = self.current_epoch if self.training else -1
         seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank)) % 2**63
@@ -151,9 +171,10 @@ class JEPA(pl.LightningModule):
         return self.masking(batch_size, self.context_encoder.grid, generator=generator)
 
     def train(self, mode: bool = True) -> JEPA:
-        """Put all but the teacher into training mode: a target encoder with dropout would aim at noise."""
+        """Put all but the teachers into training mode: a target encoder with dropout would aim at noise."""
         super().train(mode)
-        self.target_encoder.eval()
+        for _, teacher in students_and_teachers(self):
+            teacher.eval()
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -180,8 +201,9 @@ class JEPA(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The teacher's callback, unless the Trainer was given one."""
-        if any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks):
+        """The teacher's callback, if there is a teacher, unless the Trainer was given one."""
+        given = any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks)
+        if given or not students_and_teachers(self):
             return []
         return [EMATargetEncoder(self.hparams.momentum)]
 

@@ -1,0 +1,50 @@
+"""Statistics over the batch of all processes, with the gradient of that whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightly.utils.dist import gather
+from torch import Tensor
+
+
+def gather_batch(embeddings: Tensor) -> Tensor:
+    """The embeddings of all ranks, in the order of the ranks.
+
+    Every rank then computes the same loss of the whole batch. The gradients that come back are added up over ranks, and
+    DDP takes the mean of them: what is left is the gradient of one process with the whole batch.
+
+    Args:
+        embeddings: `[N, ...]`, the same shape on every rank.
+
+    Returns:
+        `[ranks * N, ...]`; the embeddings themselves in a single process.
+    """
+    return torch.cat(gather(embeddings.contiguous())) if _ranks() > 1 else embeddings
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all ranks, of values and of gradients (see `gather_batch`)."""
+    return _SumOverRanks.apply(values) if _ranks() > 1 else values
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """An all-reduce whose backward is one too (torch.distributed.nn has it, and warns of its end)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient

@@ -1,0 +1,66 @@
+"""VICReg: variance, invariance and covariance of embeddings (Bardes et al., arXiv 2105.04906)."""
+
+from __future__ import annotations
+
+import torch
+from lightly.loss.vicreg_loss import covariance_loss, variance_loss
+from torch import Tensor, nn
+
+from jepa_lightning.losses.distributed import gather_batch
+
+
+class VICReg(nn.Module):
+    """Keep every feature alive and decorrelated over the batch, and the views of a sample together.
+
+    The variance and covariance are taken over the batch of all processes, in float32.
+
+    Args:
+        sim: coefficient of the invariance term, zero or more.
+        std: coefficient of the variance term.
+        cov: coefficient of the covariance term.
+
+    Raises:
+        ValueError: a negative coefficient.
+
+    Source: VICReg (arXiv 2105.04906), equations 1 to 6, with its constants gamma = 1 and eps = 1e-4.
+
+    >>> VICReg()(torch.zeros(4, 2), torch.zeros(4, 2))  # 25 * (1 - sqrt(eps)): all features dead
+    tensor(24.7500)
+    """
+
+    def __init__(self, sim: float = 25.0, std: float = 25.0, cov: float = 1.0) -> None:
+        super().__init__()
+        if min(sim, std, cov) < 0:
+            raise ValueError(f"the coefficients of VICReg must not be negative, got sim={sim}, std={std}, cov={cov}")
+        self.coefficients = {"sim": sim, "std": std, "cov": cov}
+
+    def terms(self, *views: Tensor) -> dict[str, Tensor]:
+        """The three terms before their coefficients, each the mean over all ordered pairs of different views.
+
+        Args:
+            *views: embeddings `[N, D]` of the same samples, N > 1. A single one is its own pair, without invariance.
+
+        Returns:
+            `sim`, the mean squared difference of two views; `std`, how far the features' standard deviations are below
+            one; `cov`, the squared off-diagonal covariances over D, summed over the two of a pair.
+
+        Raises:
+            ValueError: views of different shapes, or fewer than two samples.
+        """
+        shapes = [list(view.shape) for view in views]
+        if not views or any(shape != shapes[0] or len(shape) != 2 for shape in shapes) or shapes[0][0] < 2:
+            raise ValueError(f"VICReg wants views of one shape [N, D] with at least two samples N, got {shapes}")
+        with torch.autocast(views[0].device.type, enabled=False):
+            z = torch.stack([view.float() for view in views], dim=1)
+            # Twice the variance over views is the mean of (a - b)^2 over ordered pairs.
+            sim = 2 * z.var(dim=1).mean() if len(views) > 1 else z.new_zeros(())
+            z = gather_batch(z)
+            return {"sim": sim, "std": variance_loss(z), "cov": 2 * covariance_loss(z)}
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The terms, weighted by their coefficients and added up."""
+        return self.combine(self.terms(*views))
+
+    def combine(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        return torch.stack([weight * terms[name] for name, weight in self.coefficients.items()]).sum()

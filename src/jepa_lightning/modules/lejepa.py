@@ -1,0 +1,152 @@
+"""LeJEPA: views that agree, and embeddings that are Gaussian (Balestriero and LeCun, arXiv 2511.08544)."""
+
+from __future__ import annotations
+
+import torch
+from lightly.models.modules.heads import LeJEPAProjectionHead
+from torch import Tensor, nn
+
+from jepa_lightning.losses import SIGReg
+from jepa_lightning.masking import MultiViews, Views, take_views
+from jepa_lightning.modules.ijepa import pair
+from jepa_lightning.modules.jepa import JEPA, Latents
+from jepa_lightning.networks import VisionTransformer
+
+
+class LeJEPA(JEPA):
+    """`L = (1 − λ) mean_v |z_v − c|² + λ mean_v SIGReg(z_v)`, with c the mean of an image's global views.
+
+    Without teacher, stop-gradient and predictor: the target encoder is the encoder itself, and SIGReg alone keeps the
+    embeddings apart. Views are made of the images of any DataModule on the module's device; the features that probes
+    read are those of the whole image.
+
+    Args:
+        image_size: side in pixels, or `[rows, columns]`; that of global views too.
+        patch_size: side of a patch in pixels, or `[rows, columns]`; divides the sizes of image and local views.
+        in_channels: number of image channels.
+        embed_dim: width of the encoder's tokens.
+        depth: blocks of the encoder.
+        num_heads: attention heads of the encoder.
+        mlp_ratio: width of the encoder's MLPs over `embed_dim`.
+        projector: hidden and output width of the projector, three layers with batch norms.
+        num_global: global views an image.
+        num_local: local views an image.
+        global_scale: range of a global view's share of the image.
+        local_scale: range of a local view's share of the image.
+        local_size: side of a local view in pixels, or `[rows, columns]`.
+        jitter: strength of the change of colours, see `MultiViews`.
+        sigreg_weight: λ, in [0, 1].
+        num_slices: directions of SIGReg.
+        lr: peak learning rate of AdamW.
+        start_lr: learning rate at the start of the warm-up.
+        final_lr: learning rate at the end.
+        warmup: share of the training spent on the linear warm-up, in [0, 1).
+        weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
+        weights: a checkpoint whose encoder this training starts from.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: LeJEPA (arXiv 2511.08544), section 5.
+    """
+
+    def __init__(
+        self,
+        image_size: int | list[int] = 224,
+        patch_size: int | list[int] = 16,
+        in_channels: int = 3,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        projector: tuple[int, int] = (2048, 16),
+        num_global: int = 2,
+        num_local: int = 6,
+        global_scale: tuple[float, float] = (0.3, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.3),
+        local_size: int | list[int] = 96,
+        jitter: float = 0.4,
+        sigreg_weight: float = 0.05,
+        num_slices: int = 1024,
+        lr: float = 5e-4,
+        start_lr: float = 5e-7,
+        final_lr: float = 5e-7,
+        warmup: float = 0.1,
+        weight_decay: tuple[float, float] = (0.05, 0.05),
+        weights: str | None = None,
+    ) -> None:
+        if not 0 <= sigreg_weight <= 1:
+            raise ValueError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
+        super().__init__(lr, start_lr, final_lr, warmup, weight_decay, weights=weights)
+        self.sigreg = SIGReg(num_slices)
+
+    def build_encoder(self) -> nn.Module:
+        """The vision transformer."""
+        hparams = self.hparams
+        return VisionTransformer(
+            pair(hparams.image_size),
+            pair(hparams.patch_size),
+            hparams.in_channels,
+            hparams.embed_dim,
+            hparams.depth,
+            hparams.num_heads,
+            hparams.mlp_ratio,
+        )
+
+    def build_teacher(self, student: nn.Module) -> nn.Module:
+        """None: the encoder is its own target encoder."""
+        return student
+
+    def build_predictor(self) -> nn.Module:
+        """The projector, which takes the place of a predictor."""
+        hidden_dim, output_dim = self.hparams.projector
+        return LeJEPAProjectionHead(self.context_encoder.embed_dim, hidden_dim, output_dim)
+
+    def build_masking(self) -> MultiViews:
+        """The views."""
+        hparams = self.hparams
+        return MultiViews(
+            hparams.num_global, hparams.num_local, hparams.global_scale, hparams.local_scale, jitter=hparams.jitter
+        )
+
+    def latents(self, observation: Tensor, masks: Views | None = None) -> Latents:
+        """Embed and project the views of the images; the target of each is the mean of the global ones.
+
+        Args:
+            observation: images `[B, C, H, W]`.
+            masks: the views; drawn if not given.
+
+        Returns:
+            `Latents` of the tokens of the first view, the projections `[B, V, 1, P]` of all views, their centre in the
+            same shape, and the tokens of the whole images.
+        """
+        if masks is None:
+            masks = self.masking(len(observation), self.context_encoder.grid)
+        masks = Views(masks.boxes.to(observation.device), masks.colours.to(observation.device))
+        split = self.hparams.num_global
+        tokens, embeddings = [], []
+        for views, size in (
+            (Views(masks.boxes[:, :split], masks.colours[:, :split]), observation.shape[-2:]),
+            (Views(masks.boxes[:, split:], masks.colours[:, split:]), pair(self.hparams.local_size)),
+        ):
+            if views.boxes.shape[1]:
+                images = take_views(observation, views, size)
+                tokens.append(self.context_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2]))
+                embeddings.append(tokens[-1].mean(2))
+        embedding = torch.cat(embeddings, dim=1)
+        projection = self.predictor(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2]).unsqueeze(2)
+        centre = projection[:, :split].mean(1, keepdim=True).expand_as(projection)
+        with torch.no_grad():
+            features = self.target_encoder(observation)
+        return Latents(tokens[0][:, 0], projection, centre, features)
+
+    def energy(self, latents: Latents) -> Tensor:
+        """The mean squared distance of an image's views from their centre, `[B]`."""
+        return (latents.prediction - latents.target).square().flatten(1).mean(1)
+
+    def loss(self, latents: Latents) -> dict[str, Tensor]:
+        """The views' disagreement, and how far the projections of each view are from a Gaussian."""
+        energy = self.energy(latents).mean()
+        sigreg = self.sigreg(latents.prediction.squeeze(2).transpose(0, 1))
+        weight = self.hparams.sigreg_weight
+        return {"loss": (1 - weight) * energy + weight * sigreg, "energy": energy, "sigreg": sigreg}

@@ -1,0 +1,91 @@
+"""VICReg and SIGReg as terms that can be added to the loss of any method."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+from jepa_lightning.losses import SIGReg, VICReg
+
+if TYPE_CHECKING:
+    from jepa_lightning.modules.jepa import Latents
+
+Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
+LOSSES: dict[str, Any] = {"vicreg": VICReg, "sigreg": SIGReg}
+
+
+class Regularizer(nn.Module):
+    """A regulariser, its weight in the loss, and the embeddings that it is taken of.
+
+    Args:
+        name: `vicreg` or `sigreg`.
+        embed_dim: width D of the embeddings.
+        weight: of the term in the loss, zero or more.
+        source: what is regularised, as views `[N, D']` of one batch:
+            `context`: the mean context token of every image, one view;
+            `context_tokens`: all context tokens as samples of one view;
+            `context_and_target`: the mean context token and the mean of the teacher's tokens, two views;
+            `prediction_blocks`: the mean predicted token of every target block, M views.
+        projector: widths of the layers of an MLP between embeddings and regulariser; none by default. Its norms are
+            over features and not over the batch, so that two processes with half a batch do what one does with all.
+        **options: those of `VICReg` or `SIGReg`.
+
+    Raises:
+        ValueError: an unknown name or source, or a negative weight.
+        TypeError: an option that the regulariser does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embed_dim: int,
+        weight: float,
+        source: Source = "context",
+        projector: Sequence[int] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if name not in LOSSES:
+            raise ValueError(f"there is no regulariser {name!r}; choose from {', '.join(LOSSES)}")
+        if source not in get_args(Source):
+            raise ValueError(f"source of {name} must be one of {', '.join(get_args(Source))}, got {source!r}")
+        if weight < 0:
+            raise ValueError(f"the weight of {name} must not be negative, got {weight}")
+        unknown = set(options) - set(inspect.signature(LOSSES[name]).parameters)
+        if unknown:
+            known = [*inspect.signature(LOSSES[name]).parameters, "weight", "source", "projector"]
+            raise TypeError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
+        self.weight = weight
+        self.source = source
+        self.regularizer = LOSSES[name](**options)
+        widths = [embed_dim, *projector]
+        layers: list[Any] = [(a, b, nn.LayerNorm(b), nn.ReLU()) for a, b in itertools.pairwise(widths)]
+        if layers:
+            layers[-1] = (*widths[-2:], None, None)
+        self.projector = ProjectionHead(layers)
+
+    def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted penalty, and its parts before weighting by name (`""` for a regulariser of a single part)."""
+        z = self.projector(self.views(latents))
+        if isinstance(self.regularizer, VICReg):
+            parts = self.regularizer.terms(*z)
+            return self.weight * self.regularizer.combine(parts), parts
+        statistic = self.regularizer(z)
+        return self.weight * statistic, {"": statistic}
+
+    def views(self, latents: Latents) -> Tensor:
+        """The embeddings `[V, N, D]` of the source."""
+        if self.source == "context":
+            return latents.context.mean(1).unsqueeze(0)
+        if self.source == "context_tokens":
+            return latents.context.flatten(0, 1).unsqueeze(0)
+        if self.source == "prediction_blocks":
+            return latents.prediction.mean(2).transpose(0, 1)
+        assert latents.features is not None, "a method without features of the whole has no view of the target"
+        return torch.stack([latents.context.mean(1), latents.features.mean(1)])
