@@ -219,12 +219,17 @@ PUBLISHED = {
     "ijepa/imagenet_vitl16.yaml": (303.3, 22.2),
     "ijepa/imagenet_vith14.yaml": (630.8, 22.4),
     "ijepa/imagenet_vith16_448.yaml": (631.7, 22.6),  # by hand: more positions and larger patches than H/14
+    "cjepa/imagenet_vitb16.yaml": (85.8, 11.3),
+    "cjepa/imagenet_vitl16.yaml": (303.3, 22.2),
+    "dmtjepa/imagenet_vitb16.yaml": (85.8, 11.3),
+    "dmtjepa/imagenet_vitl16.yaml": (303.3, 22.2),
 }
 
 
 def test_there_are_recipes() -> None:
     names = ("shapes", "fashion_mnist", "cifar10", "stl10", "imagenette")
-    assert {*PUBLISHED, *(f"ijepa/{name}.yaml" for name in names)} <= set(NAMES)
+    small = {f"{method}/{name}.yaml" for method in ("cjepa", "dmtjepa", "lejepa") for name in names[:2]}
+    assert {*PUBLISHED, *small, *(f"ijepa/{name}.yaml" for name in names)} <= set(NAMES)
 
 
 @pytest.fixture
@@ -267,7 +272,8 @@ def test_recipe(name: str, data: Path) -> None:
     assert torch.isfinite(metrics["val/loss"])
     probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
     assert probes
-    assert sum(tag.startswith("probe/") for tag in metrics) == len(probes)
+    assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
+    assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
     size = module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
 
@@ -276,7 +282,7 @@ def test_recipe(name: str, data: Path) -> None:
 def test_published_recipe(name: str) -> None:
     recipe = yaml.safe_load((RECIPES / name).read_text())
     with torch.device("meta"):
-        module = IJEPA(**recipe["model"]["init_args"])
+        module = getattr(jepa_lightning, recipe["model"]["class_path"])(**recipe["model"]["init_args"])
     counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.context_encoder, module.predictor)]
     assert [round(count, 1) for count in counts] == list(PUBLISHED[name])
     assert module.hparams.official_masks

@@ -118,7 +118,7 @@ class JEPA(pl.LightningModule):
     def build_regularizers(self) -> dict[str, Regularizer]:
         """The regularisers by name."""
         width = self.context_encoder.embed_dim
-        options = self.hparams.regularizers or {}
+        options = self.hparams.get("regularizers") or {}  # a method may have none of its own
         return {name: Regularizer(name, width, **chosen) for name, chosen in options.items()}
 
     @abstractmethod
