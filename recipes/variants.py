@@ -1,0 +1,29 @@
+"""I-JEPAs that lack something, for recipes/README.md: `jepa fit --config … --model recipes.variants.<name>`."""
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lightning import IJEPA
+from jepa_lightning.masking import Masks
+
+
+class OfficialInit(IJEPA):
+    """Patches embedded with the official std of 0.02, whatever their size."""
+
+    def build_encoder(self) -> nn.Module:
+        """The encoder, its patch embedding drawn anew."""
+        encoder = super().build_encoder()
+        nn.init.trunc_normal_(encoder.patch_embed.proj.weight, std=0.02)
+        return encoder
+
+
+class NoPredictor(IJEPA):
+    """The mean context token is the prediction at every place."""
+
+    def build_predictor(self) -> nn.Module:
+        """Nothing to train."""
+        return nn.Identity()
+
+    def predict(self, context: Tensor, masks: Masks) -> Tensor:
+        """The mean, as often as it is asked for."""
+        return torch.broadcast_to(context.mean(1)[:, None, None], (*masks.targets.shape, context.shape[-1]))

@@ -1,0 +1,610 @@
+"""VICReg and SIGReg against lightly, numpy and closed forms, in one process and in two; and C-JEPA."""
+
+import itertools
+import os
+import socket
+from pathlib import Path
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from helpers import TINY, loader, quiet_trainer, random_images
+from lightly.loss import VICRegLoss, lejepa_loss
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from jepa_lightning import CJEPA, IJEPA
+from jepa_lightning.losses import SIGReg, VICReg
+from jepa_lightning.masking import Masks, MultiBlockMasking
+from jepa_lightning.modules import Latents
+from jepa_lightning.modules.regularizer import Regularizer, Source
+
+SOURCES = get_args(Source)
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=Generator().manual_seed(seed))
+
+
+def tiny(module: Any = IJEPA, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return module(**TINY | options)
+
+
+# --- VICReg ----------------------------------------------------------------------------------------------------------
+
+
+def brute_vicreg(views: Any) -> dict[str, float]:
+    """The terms in float64, one ordered pair of views and one feature at a time."""
+    views = [np.asarray(view.detach(), dtype=np.float64) for view in views]
+
+    def std(z: np.ndarray) -> float:
+        return float(np.mean([max(0.0, 1.0 - np.sqrt(np.var(feature, ddof=1) + 1e-4)) for feature in z.T]))
+
+    def cov(z: np.ndarray) -> float:
+        matrix = np.atleast_2d(np.cov(z.T))
+        return sum(matrix[i, j] ** 2 for i, j in itertools.permutations(range(z.shape[1]), 2)) / z.shape[1]
+
+    terms = [
+        {"sim": np.mean((a - b) ** 2), "std": 0.5 * (std(a) + std(b)), "cov": cov(a) + cov(b)}
+        for a, b in itertools.permutations(views, 2)
+    ]
+    return {name: float(np.mean([pair[name] for pair in terms])) for name in ("sim", "std", "cov")}
+
+
+def spread(*shape: int, seed: int = 0) -> Tensor:
+    """Samples whose features have deviations on both sides of one, and correlations."""
+    *_, width = shape
+    scales = torch.linspace(0.3, 1.8, width)
+    return gaussian(*shape, seed=seed) * scales + gaussian(*shape[:-1], 1, seed=seed + 1) * 0.4 + 2.0
+
+
+@pytest.mark.parametrize("coefficients", [(25.0, 25.0, 1.0), (1.0, 0.0, 0.0), (0.0, 2.0, 0.5), (0.3, 0.7, 11.0)])
+def test_vicreg_of_two_views_is_lightlys(coefficients: tuple[float, float, float]) -> None:
+    """Value and gradient."""
+    ours, theirs = (spread(2, 12, 7).requires_grad_() for _ in range(2))
+    value, expected = VICReg(*coefficients)(*ours), VICRegLoss(*coefficients)(*theirs)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 5), (3, 9, 5), (4, 6, 11), (3, 2, 4), (4, 5, 1)])
+def test_vicreg_of_many_views_by_brute_force(shape: tuple[int, int, int]) -> None:
+    views, vicreg = spread(*shape), VICReg(3.0, 5.0, 7.0)
+    expected = brute_vicreg(views)
+    assert {name: float(value) for name, value in vicreg.terms(*views).items()} == pytest.approx(expected, rel=1e-5)
+    total = 3 * expected["sim"] + 5 * expected["std"] + 7 * expected["cov"]
+    assert float(vicreg(*views)) == pytest.approx(total, rel=1e-5)
+
+
+def test_vicreg_of_a_single_view() -> None:
+    """Of a view and itself, which are as near as can be."""
+    z = spread(10, 6)
+    terms = VICReg().terms(z)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(brute_vicreg([z, z]), rel=1e-5)
+    assert terms["sim"] == 0.0
+    torch.testing.assert_close(VICReg()(z), VICRegLoss()(z, z))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(4, 2), (4, 3)], r"one shape \[N, D\].*got \[\[4, 2\], \[4, 3\]\]"),
+        ([(4, 2), (4, 2), (5, 2)], r"got \[\[4, 2\], \[4, 2\], \[5, 2\]\]"),
+        ([(1, 2), (1, 2)], r"at least two samples N, got \[\[1, 2\], \[1, 2\]\]"),
+        ([(4, 3, 2)], r"got \[\[4, 3, 2\]\]"),
+        ([], r"got \[\]"),
+    ],
+)
+def test_vicreg_refuses_views(shapes: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VICReg()(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("coefficients", [(-1.0, 2.0, 3.0), (1.0, -2.0, 3.0), (1.0, 2.0, -3.0)])
+def test_vicreg_refuses_negative_coefficients(coefficients: tuple[float, float, float]) -> None:
+    sim, std, cov = coefficients
+    with pytest.raises(ValueError, match=f"must not be negative, got sim={sim}, std={std}, cov={cov}"):
+        VICReg(*coefficients)
+
+
+@pytest.mark.parametrize("loss", [lambda z: VICReg()(*z), SIGReg(16).eval()])
+def test_float32_whatever_comes_in(loss: Any) -> None:
+    """Under autocast and for half-precision embeddings: the bits that float32 gives."""
+    z = spread(2, 64, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = loss(z)
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(under_autocast, loss(z))
+    assert torch.equal(loss(z.bfloat16()), loss(z.bfloat16().float()))
+    assert loss(z.bfloat16()).dtype == torch.float32
+    assert not torch.equal(loss(z.bfloat16()), loss(z))  # rounding is seen
+
+
+# --- SIGReg ----------------------------------------------------------------------------------------------------------
+
+
+def trapezoid(integrand: Any, knots: int = 17, t_max: float = 3.0) -> float:
+    """Over [-t_max, t_max], for an even integrand."""
+    t = np.linspace(0, t_max, knots)
+    values = integrand(t)
+    return float(2 * np.sum((values[1:] + values[:-1]) / 2 * np.diff(t)))
+
+
+def brute_sigreg(z: np.ndarray, directions: np.ndarray, knots: int = 17, t_max: float = 3.0) -> float:
+    """One direction, one frequency and one sample at a time, in complex numbers."""
+
+    def distance(direction: np.ndarray, t: float) -> float:
+        phi = np.mean([np.exp(1j * t * (sample @ direction)) for sample in z])
+        return np.abs(phi - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2)
+
+    of_directions = [
+        trapezoid(lambda ts, a=direction: np.array([distance(a, t) for t in ts]), knots, t_max)
+        for direction in directions.T
+    ]
+    return len(z) * float(np.mean(of_directions))
+
+
+@pytest.mark.parametrize(("num_samples", "width"), [(1, 4), (10, 1), (1000, 16)])
+def test_sigreg_of_zeros(num_samples: int, width: int) -> None:
+    per_sample = trapezoid(lambda t: (1 - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2))
+    assert per_sample == pytest.approx(0.4020, abs=5e-5)
+    assert float(SIGReg()(torch.zeros(num_samples, width))) == pytest.approx(per_sample * num_samples, rel=1e-5)
+
+
+@pytest.mark.parametrize(("knots", "t_max"), [(17, 3.0), (2, 1.0), (9, 5.0)])
+def test_sigreg_of_one_repeated_number(knots: int, t_max: float) -> None:
+    """In one dimension all directions are plus or minus one, and |e^{ict} - g|^2 = 1 - 2 g cos(ct) + g^2."""
+
+    def integrand(t: np.ndarray) -> np.ndarray:
+        g = np.exp(-(t**2) / 2)
+        return (1 - 2 * g * np.cos(0.7 * t) + g**2) * g
+
+    value = SIGReg(5, knots, t_max)(torch.full((20, 1), 0.7))
+    assert float(value) == pytest.approx(20 * trapezoid(integrand, knots, t_max), rel=1e-5)
+
+
+@pytest.mark.parametrize(("num_samples", "width"), [(2, 1), (32, 3), (200, 24)])
+def test_sigreg_of_gaussian_samples(num_samples: int, width: int) -> None:
+    """The expectation is the integral of (1 - |φ|²) exp(-t²/2), whatever N and D."""
+    expected = trapezoid(lambda t: (1 - np.exp(-(t**2))) * np.exp(-(t**2) / 2), knots=3001)
+    assert expected == pytest.approx(1.0525, abs=5e-4)
+    sigreg = SIGReg(32)
+    values = np.array([float(sigreg(gaussian(num_samples, width, seed=seed))) for seed in range(400)])
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert error < 0.05
+    assert abs(values.mean() - expected) < 3 * error + 1e-3  # the error of the quadrature
+
+
+def test_sigreg_sees_what_is_not_gaussian() -> None:
+    """Wider, narrower, shifted, two-valued: by far more than by chance."""
+    z = gaussian(500, 4)
+    for other in (1.5 * z, 0.6 * z, z + 0.5, z.sign(), z[:, :1].expand(-1, 4)):
+        assert SIGReg(64)(other) > 5 * SIGReg(64)(z)
+
+
+@pytest.mark.parametrize(("knots", "t_max"), [(17, 3.0), (6, 2.0)])
+def test_sigreg_by_brute_force(knots: int, t_max: float) -> None:
+    z, sigreg = spread(7, 3), SIGReg(5, knots, t_max).eval()
+    expected = brute_sigreg(z.double().numpy(), sigreg.directions(z).double().numpy(), knots, t_max)
+    assert float(sigreg(z)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (3, 20, 5), (2, 3, 10, 4)])
+def test_sigreg_is_lightlys_along_the_same_directions(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradient."""
+    sigreg, theirs = SIGReg(40, 9, 2.5).eval(), lejepa_loss.SIGReg(num_vectors=40, knots=9, t_max=2.5)
+    mine, other = (spread(*shape).requires_grad_() for _ in range(2))
+    monkeypatch.setattr(theirs, "_generate_unit_vectors", lambda *args, **options: sigreg.directions(mine))
+    value, expected = sigreg(mine), theirs(other)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_sigreg_of_views_is_their_mean() -> None:
+    views, sigreg = spread(2, 3, 12, 5), SIGReg(16).eval()
+    apart = torch.stack([sigreg(view) for view in views.flatten(0, 1)])
+    assert apart.std() > 0.01
+    torch.testing.assert_close(sigreg(views), apart.mean())
+
+
+def test_directions_are_a_function_of_the_step() -> None:
+    z, sigreg = gaussian(6, 4), SIGReg(2048)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = sigreg.directions(z)
+    assert first.shape == (4, 2048)
+    torch.testing.assert_close(first.norm(dim=0), torch.ones(2048))
+    # As many one way as another: the mean of a aᵀ is I / D.
+    torch.testing.assert_close(first @ first.T / 2048, torch.eye(4) / 4, rtol=0, atol=0.03)
+    sigreg.eval()(z)
+    assert torch.equal(sigreg.directions(z), first)
+    sigreg.train()(z)
+    second = sigreg.directions(z)
+    assert not torch.equal(second, first)
+    assert torch.equal(torch.get_rng_state(), state)  # the training's own random numbers are left alone
+    torch.manual_seed(2)
+    other = SIGReg(2048)
+    assert torch.equal(other.directions(z), first)
+    other(gaussian(9, 4, seed=3))  # neither the global seed nor the samples play a part
+    assert torch.equal(other.directions(z), second)
+
+
+def test_directions_survive_a_checkpoint(tmp_path: Path) -> None:
+    z, sigreg = gaussian(6, 4), SIGReg(16)
+    for _ in range(3):
+        sigreg(z)
+    loaded, from_file = SIGReg(16), SIGReg(16)
+    assert not torch.equal(loaded.directions(z), sigreg.directions(z))
+    loaded.load_state_dict(sigreg.state_dict())
+    torch.save(sigreg.state_dict(), tmp_path / "sigreg.pt")
+    from_file.load_state_dict(torch.load(tmp_path / "sigreg.pt", weights_only=True))
+    for restored in (loaded, from_file):
+        assert torch.equal(restored.directions(z), sigreg.directions(z))
+        assert restored.step == 3
+
+
+@pytest.mark.parametrize("options", [(0, 17, 3.0), (-4, 17, 3.0), (8, 1, 3.0), (8, 17, 0.0), (8, 17, -1.5)])
+def test_sigreg_refuses_options(options: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match=f"got {', '.join(map(str, options))}$"):
+        SIGReg(*options)
+
+
+@pytest.mark.parametrize("shape", [(5,), ()])
+def test_sigreg_refuses_embeddings(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"\[\.\.\., N, D\], got \[{', '.join(map(str, shape))}\]"):
+        SIGReg()(torch.zeros(shape))
+
+
+# --- Regularizer -----------------------------------------------------------------------------------------------------
+
+
+def some_latents() -> Latents:
+    """Of four images, with three context tokens, two target blocks of five tokens, and seven tokens in all."""
+    shapes = [(4, 3, 6), (4, 2, 5, 6), (4, 2, 5, 6), (4, 7, 6)]
+    return Latents(*(spread(*shape, seed=10 * seed) for seed, shape in enumerate(shapes)))
+
+
+def test_views_by_hand() -> None:
+    latents = some_latents()
+
+    def mean(tokens: Any) -> Tensor:
+        return sum(tokens) / len(tokens)
+
+    context = torch.stack([mean(image) for image in latents.context])
+    expected = {
+        "context": [context],
+        "context_tokens": [torch.stack([token for image in latents.context for token in image])],
+        "context_and_target": [context, torch.stack([mean(image) for image in latents.features])],
+        "prediction_blocks": [
+            torch.stack([mean(latents.prediction[image, block]) for image in range(4)]) for block in range(2)
+        ],
+    }
+    assert set(expected) == set(SOURCES)
+    for source, views in expected.items():
+        torch.testing.assert_close(Regularizer("sigreg", 6, 1.0, source).views(latents), torch.stack(views))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_projector_by_hand(source: Any) -> None:
+    """Linear layers with norms over features between them, none after the last; the terms are of what comes out."""
+    torch.manual_seed(0)
+    vicreg = Regularizer("vicreg", 6, 0.5, source, [9, 8, 5], sim=2.0, std=3.0, cov=4.0)
+    assert [m.weight.shape for m in vicreg.modules() if isinstance(m, nn.Linear)] == [(9, 6), (8, 9), (5, 8)]
+    first, second, last = (m for m in vicreg.modules() if isinstance(m, nn.Linear))
+    latents = some_latents()
+    z = F.layer_norm(vicreg.views(latents) @ first.weight.T, (9,)).relu()
+    z = F.layer_norm(z @ second.weight.T, (8,)).relu() @ last.weight.T + last.bias
+    expected = brute_vicreg(z if len(z) > 1 else [z[0], z[0]])
+    penalty, parts = vicreg(latents)
+    assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-4)
+    total = 2 * expected["sim"] + 3 * expected["std"] + 4 * expected["cov"]
+    assert penalty.item() == pytest.approx(0.5 * total, rel=1e-4)
+    sigreg = Regularizer("sigreg", 6, 0.5, source, [9, 8, 5], num_slices=3).eval()
+    sigreg.projector.load_state_dict(vicreg.projector.state_dict())
+    directions = sigreg.regularizer.directions(z).double().numpy()
+    statistic = np.mean([brute_sigreg(view.detach().double().numpy(), directions) for view in z])
+    penalty, parts = sigreg(latents)
+    assert [*parts] == [""]
+    assert [penalty.item(), parts[""].item()] == pytest.approx([0.5 * statistic, statistic], rel=1e-4)
+
+
+def test_no_projector_by_default() -> None:
+    z = some_latents()
+    assert not list(Regularizer("vicreg", 6, 1.0).parameters())
+    torch.testing.assert_close(Regularizer("vicreg", 6, 1.0)(z)[0], VICReg()(z.context.mean(1)))
+
+
+def test_terms_add_up() -> None:
+    """The loss is the energy plus every weighted term, and each is there by name."""
+    chosen = {"vicreg": {"weight": 0.03, "source": "context_and_target"}, "sigreg": {"weight": 0.2, "num_slices": 16}}
+    module = tiny(regularizers=chosen)
+    latents = module.latents(random_images(6))
+    terms = module.loss(latents)
+    assert set(terms) == {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov", "sigreg"}
+    torch.testing.assert_close(terms["energy"], F.smooth_l1_loss(latents.prediction, latents.target))
+    vicreg = brute_vicreg([latents.context.mean(1), latents.features.mean(1)])
+    assert {name: terms[f"vicreg_{name}"].item() for name in vicreg} == pytest.approx(vicreg, rel=1e-4)
+    torch.testing.assert_close(terms["sigreg"], SIGReg(16)(latents.context.mean(1)))
+    sim, std, cov = vicreg.values()
+    total = terms["energy"].item() + 0.03 * (25 * sim + 25 * std + cov) + 0.2 * terms["sigreg"].item()
+    assert terms["loss"].item() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("regularizers", [None, {}])
+def test_without_regularizers(regularizers: Any) -> None:
+    module = tiny(regularizers=regularizers)
+    latents = module.latents(random_images(6))
+    terms = module.loss(latents)
+    assert set(terms) == {"loss"}
+    torch.testing.assert_close(terms["loss"], F.smooth_l1_loss(latents.prediction, latents.target))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "message"),
+    [
+        ({"vicregg": {"weight": 1.0}}, ValueError, "no regulariser 'vicregg'; choose from vicreg, sigreg"),
+        ({"sigreg": {"weight": 1.0, "source": "target"}}, ValueError, "source of sigreg must be.*got 'target'"),
+        ({"sigreg": {"weight": 1.0, "slices": 4}}, TypeError, "sigreg has no option slices; it takes num_slices"),
+        ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "vicreg has no option knots; it takes sim, std, cov"),
+        ({"vicreg": {"weight": -0.5}}, ValueError, "weight of vicreg must not be negative, got -0.5"),
+        ({"vicreg": {"weight": 0.5, "std": -2.0}}, ValueError, "must not be negative, got sim=25.0, std=-2.0"),
+        ({"sigreg": {"source": "context"}}, TypeError, "weight"),
+    ],
+)
+def test_refused_regularizers(chosen: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tiny(regularizers=chosen)
+
+
+@pytest.mark.parametrize("name", ["vicreg", "sigreg"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_where_gradients_go(name: str, source: str) -> None:
+    """To the projector, the student and, from predictions, the predictor; never to the teacher."""
+    module = tiny(regularizers={name: {"weight": 1.0, "source": source, "projector": [12, 8]}})
+    penalty, _ = module.regularizers[name](module.latents(random_images(6)))
+    penalty.backward()
+    reached = {n.split(".")[0] for n, p in module.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    predicted = {"predictor"} if source == "prediction_blocks" else set()
+    assert reached == {"regularizers", "context_encoder"} | predicted
+    assert module.context_encoder.patch_embed.proj.weight.grad.any()
+
+
+# --- C-JEPA ----------------------------------------------------------------------------------------------------------
+
+
+def test_cjepa_defaults() -> None:
+    """Those of the paper."""
+    with torch.device("meta"):
+        module = CJEPA()
+    vicreg = module.regularizers["vicreg"]
+    assert (vicreg.weight, vicreg.source) == (0.001, "prediction_blocks")
+    assert vicreg.regularizer.coefficients == {"sim": 25.0, "std": 25.0, "cov": 1.0}
+    widths = [tuple(m.weight.shape) for m in vicreg.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(2048, 768), (2048, 2048), (2048, 2048)]
+
+
+@pytest.mark.parametrize(("beta", "coefficients"), [(0.001, (25.0, 25.0, 1.0)), (0.4, (3.0, 5.0, 7.0))])
+def test_cjepa_compares_the_predictions_of_blocks(beta: float, coefficients: tuple[float, float, float]) -> None:
+    """By lightly's loss of each pair of different blocks."""
+    sim, std, cov = coefficients
+    module = tiny(CJEPA, beta=beta, sim=sim, std=std, cov=cov, projector=(32, 24), num_targets=3)
+    latents = module.latents(random_images(8))
+    pooled = [latents.prediction[:, block].mean(1) for block in range(3)]
+    z = [module.regularizers["vicreg"].projector(block) for block in pooled]
+    assert z[0].shape == (8, 24)
+    pairs = [VICRegLoss(*coefficients)(a, b) for a, b in itertools.permutations(z, 2)]
+    terms = module.loss(latents)
+    energy = F.smooth_l1_loss(latents.prediction, latents.target)
+    torch.testing.assert_close(terms["loss"] - energy, beta * torch.stack(pairs).mean(), rtol=1e-4, atol=1e-6)
+    assert set(terms) == {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov"}
+
+
+class Record(pl.Callback):
+    """What every step returned."""
+
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.outputs.append(outputs)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_cjepa_trains_with_every_source(source: Any, tmp_path: Path) -> None:
+    """The term alone moves the projector, and goes down; all terms are logged."""
+    module = tiny(CJEPA, beta=1.0, vicreg_source=source, projector=(32, 24), lr=1e-2, start_lr=1e-2, final_lr=1e-2)
+    record, before = Record(), [p.clone() for p in module.regularizers.parameters()]
+    trainer = quiet_trainer(tmp_path, max_epochs=24, callbacks=[record])
+    trainer.fit(module, loader(random_images(16), 16), loader(random_images(8)))
+    assert all(not torch.equal(p, q) for p, q in zip(module.regularizers.parameters(), before, strict=True))
+    penalties = [float(outputs["loss"] - outputs["energy"]) for outputs in record.outputs]
+    assert np.mean(penalties[-5:]) < 0.95 * penalties[0]
+    names = {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov"}
+    assert {f"{stage}/{name}" for stage in ("train", "val") for name in names} <= set(trainer.callback_metrics)
+    assert (trainer.callback_metrics["train/vicreg_sim"] == 0) == (source in ("context", "context_tokens"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": -0.1}, "must not be negative, got -0.1"),
+        ({"cov": -1.0}, "cov=-1.0"),
+        ({"vicreg_source": "target"}, "source of vicreg must be one of.*got 'target'"),
+    ],
+)
+def test_cjepa_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(CJEPA, projector=(8,), **options)
+
+
+def test_cjepa_from_a_checkpoint(tmp_path: Path) -> None:
+    options = {"projector": (12, 8), "regularizers": {"sigreg": {"weight": 0.05, "num_slices": 16}}}
+    module = tiny(CJEPA, beta=0.02, **options)
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, loader(random_images(24)))
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    torch.manual_seed(1)
+    loaded = CJEPA.load_from_checkpoint(tmp_path / "it.ckpt")
+    assert dict(loaded.hparams) == dict(module.hparams)
+    assert dict(loaded.hparams).items() >= (options | {"beta": 0.02}).items()
+    assert [*loaded.regularizers] == ["vicreg", "sigreg"]
+    state = module.state_dict()
+    assert state.keys() == loaded.state_dict().keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name])), name
+    assert loaded.regularizers["sigreg"].regularizer.step == 3
+    images, masks = random_images(8), module.draw_masks(8, 0)
+    mine, theirs = (it.eval().loss(it.latents(images, masks)) for it in (module, loaded))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+SAMPLES = {"vicreg": spread(2, 12, 6), "sigreg": spread(2, 12, 6, seed=5), "uneven": spread(2, 12, 6, seed=9)}
+SIZES = {"vicreg": [6, 6], "sigreg": [6, 6], "uneven": [8, 4]}  # of the parts of the two ranks
+
+
+def embedded(name: str, samples: Tensor, parallel: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small network, its embeddings of samples, and what the regulariser says of these; gradients are taken."""
+    torch.manual_seed(0)
+    network = nn.Linear(6, 5)
+    wrapped = DistributedDataParallel(network) if parallel else network
+    z = wrapped(samples)
+    loss = VICReg()(*z) if name == "vicreg" else SIGReg(32)(z)
+    loss.backward()
+    return network, z.detach(), loss.detach()
+
+
+class PlainSteps(IJEPA):
+    """Plain gradient steps under masks of the joint batch, of which every rank takes its part."""
+
+    def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+        joint = MultiBlockMasking()(JOINT, self.context_encoder.grid, Generator().manual_seed(batch_idx))
+        return Masks(*(part[self.global_rank * batch_size :][:batch_size] for part in joint))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+
+class PlainCJEPA(PlainSteps, CJEPA):
+    pass
+
+
+JOINT = 8
+TRAININGS: dict[str, tuple[type[IJEPA], dict[str, Any]]] = {
+    "CJEPA": (PlainCJEPA, {"beta": 0.1, "projector": (12, 8)}),
+    "context": (PlainSteps, {"regularizers": {"sigreg": {"weight": 0.5, "num_slices": 16}}}),
+    "tokens": (
+        PlainSteps,
+        {
+            "regularizers": {
+                "vicreg": {"weight": 0.1, "source": "context_and_target"},
+                "sigreg": {"weight": 0.1, "source": "context_tokens", "projector": [8], "num_slices": 16},
+            }
+        },
+    ),
+}
+
+
+def train(name: str, folder: str, rank: int, ranks: int) -> IJEPA:
+    """Two steps with the rank's part of two batches."""
+    module_class, options = TRAININGS[name]
+    module = tiny(module_class, momentum=(0.5, 0.5), **options)
+    batches = random_images(2 * JOINT).unflatten(0, (2, ranks, JOINT // ranks))[:, rank]
+    parallel = {"devices": ranks, "strategy": "ddp", "use_distributed_sampler": False} if ranks > 1 else {}
+    quiet_trainer(folder, max_epochs=1, **parallel).fit(module, DataLoader(batches, batch_size=None))
+    return module
+
+
+def test_resume_goes_on_with_the_directions(tmp_path: Path) -> None:
+    """Two epochs in one go, and one with another after a restart: the same bits."""
+    finals = []
+    for epochs, resumed in ((2, None), (1, None), (2, tmp_path / "1.ckpt")):
+        regularizers = {"sigreg": {"weight": 1.0, "num_slices": 4}}
+        module = tiny(PlainSteps, momentum=(0.5, 0.5), regularizers=regularizers)
+        trainer = quiet_trainer(tmp_path, max_epochs=epochs)
+        trainer.fit(module, loader(random_images(2 * JOINT), JOINT), ckpt_path=resumed)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        finals.append(module.state_dict())
+    whole, half, restarted = finals
+    (step,) = (name for name in whole if name.endswith("_extra_state"))
+    assert (half[step], whole[step], restarted[step]) == (2, 4, 4)
+    assert all(torch.equal(torch.as_tensor(whole[name]), torch.as_tensor(restarted[name])) for name in whole)
+
+
+def two_processes(rank: int, port: int, folder: str) -> None:
+    """One of two ranks: the regularisers of a network's embeddings, then trainings; all results go into a file."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    result: dict[str, Any] = {}
+    for name, samples in SAMPLES.items():
+        network, z, loss = embedded(name, samples.split(SIZES[name], 1)[rank], parallel=True)
+        gradients = {n: p.grad for n, p in network.named_parameters()}
+        result[name] = {"z": z, "loss": loss, "gradients": gradients}
+    sigreg = SIGReg(8)
+    sigreg(gaussian(4, 3, seed=rank))
+    result["directions"] = sigreg.directions(gaussian(4, 3, seed=rank))
+    for name in TRAININGS:
+        result[name] = train(name, folder, rank, 2).state_dict()
+    torch.save(result, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_two_ranks_are_one_batch(name: str, ranks: list[dict[str, Any]]) -> None:
+    """The mean of the ranks' losses, and the gradient that DDP leaves, are those of one process with all samples."""
+    network, z, loss = embedded(name, SAMPLES[name], parallel=False)
+    torch.testing.assert_close(torch.cat([rank[name]["z"] for rank in ranks], dim=1), z)
+    together = torch.stack([rank[name]["loss"] for rank in ranks]).mean()
+    torch.testing.assert_close(together, loss, rtol=1e-5, atol=0)
+    # To be sure that it matters: the parts, each on its own, say something else.
+    parts = [embedded(name, part, parallel=False) for part in SAMPLES[name].split(SIZES[name], 1)]
+    assert abs(torch.stack([part_loss for _, _, part_loss in parts]).mean() / loss - 1) > 0.01
+    for parameter, expected in network.named_parameters():
+        assert expected.grad is not None
+        for rank in ranks:
+            torch.testing.assert_close(rank[name]["gradients"][parameter], expected.grad, rtol=1e-4, atol=1e-5)
+        alone = [dict(part.named_parameters())[parameter].grad for part, _, _ in parts]
+        if expected.grad.abs().max() > 1e-4:  # VICReg is blind to the bias
+            assert (torch.stack(alone).mean(0) - expected.grad).abs().max() > 1e-3
+        else:
+            assert (name, parameter) == ("vicreg", "bias")
+
+
+def test_directions_of_two_ranks(ranks: list[dict[str, Any]]) -> None:
+    a, b = ranks
+    assert torch.equal(a["directions"], b["directions"])
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_in_two_processes(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Halves of a batch in two ranks make the steps of the whole batch in one."""
+    one = train(name, str(tmp_path), 0, 1).state_dict()
+    for rank in ranks:
+        assert rank[name].keys() == one.keys()
+        for key, value in one.items():
+            got, expected = (torch.as_tensor(it) for it in (rank[name][key], value))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
