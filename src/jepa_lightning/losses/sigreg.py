@@ -35,10 +35,6 @@ class SIGReg(nn.Module):
     (True, 402.0)
     """
 
-    t: Tensor
-    gaussian: Tensor
-    weights: Tensor
-
     def __init__(self, num_slices: int = 1024, knots: int = 17, t_max: float = 3.0) -> None:
         super().__init__()
         if num_slices < 1 or knots < 2 or t_max <= 0:
@@ -46,13 +42,9 @@ class SIGReg(nn.Module):
                 f"num_slices must be at least 1, knots at least 2 and t_max above 0, got {num_slices}, {knots}, {t_max}"
             )
         self.num_slices = num_slices
+        self.knots = knots
+        self.t_max = t_max
         self.step = 0
-        t = torch.linspace(0.0, t_max, knots)
-        gaussian = torch.exp(-t.square() / 2)
-        quadrature = torch.full((knots,), 2 * t_max / (knots - 1))
-        quadrature[[0, -1]] /= 2
-        for name, value in {"t": t, "gaussian": gaussian, "weights": quadrature * gaussian}.items():
-            self.register_buffer(name, value, persistent=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """The statistic, averaged over directions and leading dimensions.
@@ -66,19 +58,22 @@ class SIGReg(nn.Module):
         if embeddings.ndim < 2:
             raise ValueError(f"SIGReg wants embeddings [..., N, D], got {list(embeddings.shape)}")
         with torch.autocast(embeddings.device.type, enabled=False):
-            angles = (embeddings.float() @ self.directions(embeddings)).unsqueeze(-1) * self.t
+            t = torch.linspace(0.0, self.t_max, self.knots, dtype=torch.float32, device=embeddings.device)
+            gaussian = torch.exp(-t.square() / 2)
+            angles = (embeddings.float() @ self.directions(embeddings)).unsqueeze(-1) * t
             cos, sin = sum_over_ranks(torch.stack([angles.cos().sum(-3), angles.sin().sum(-3)]))
             num = cos[..., :1]  # at t = 0 every sample of every rank counts one
-            error = (cos / num - self.gaussian).square() + (sin / num).square()
-            statistic = (num * error) @ self.weights
+            error = (cos / num - gaussian).square() + (sin / num).square()
+            statistic = 2 * torch.trapezoid(num * error * gaussian, t)
         if self.training:
             self.step += 1
         return statistic.mean()
 
     def directions(self, embeddings: Tensor) -> Tensor:
         """The unit vectors `[D, num_slices]` of the current step."""
-        generator = Generator(embeddings.device).manual_seed(self.step)
-        drawn = torch.randn(embeddings.shape[-1], self.num_slices, generator=generator, device=embeddings.device)
+        device, shape = embeddings.device, (embeddings.shape[-1], self.num_slices)
+        generator = Generator(device).manual_seed(self.step)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         return drawn / drawn.norm(dim=0)
 
     def get_extra_state(self) -> Any:

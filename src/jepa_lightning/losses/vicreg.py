@@ -38,23 +38,26 @@ class VICReg(nn.Module):
         """The three terms before their coefficients, each the mean over all ordered pairs of different views.
 
         Args:
-            *views: embeddings `[N, D]` of the same samples, N > 1. A single one is its own pair, without invariance.
+            *views: embeddings `[N, D]` of the same samples. A single view is its own pair, without invariance; a single
+                sample has neither variance nor covariance, and these terms are zero.
 
         Returns:
             `sim`, the mean squared difference of two views; `std`, how far the features' standard deviations are below
             one; `cov`, the squared off-diagonal covariances over D, summed over the two of a pair.
 
         Raises:
-            ValueError: views of different shapes, or fewer than two samples.
+            ValueError: no views, or views of different shapes.
         """
         shapes = [list(view.shape) for view in views]
-        if not views or any(shape != shapes[0] or len(shape) != 2 for shape in shapes) or shapes[0][0] < 2:
-            raise ValueError(f"VICReg wants views of one shape [N, D] with at least two samples N, got {shapes}")
+        if not views or any(shape != shapes[0] or len(shape) != 2 for shape in shapes):
+            raise ValueError(f"VICReg wants views of one shape [N, D], got {shapes}")
         with torch.autocast(views[0].device.type, enabled=False):
             z = torch.stack([view.float() for view in views], dim=1)
             # Twice the variance over views is the mean of (a - b)^2 over ordered pairs.
             sim = 2 * z.var(dim=1).mean() if len(views) > 1 else z.new_zeros(())
             z = gather_batch(z)
+            if len(z) < 2:
+                return {"sim": sim, "std": z.new_zeros(()), "cov": z.new_zeros(())}
             return {"sim": sim, "std": variance_loss(z), "cov": 2 * covariance_loss(z)}
 
     def forward(self, *views: Tensor) -> Tensor:

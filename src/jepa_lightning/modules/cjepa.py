@@ -42,7 +42,11 @@ class CJEPA(IJEPA):
 
     def build_regularizers(self) -> dict[str, Regularizer]:
         """VICReg as published, and what else the configuration asks for."""
-        hparams = self.hparams
+        hparams, others = self.hparams, super().build_regularizers()
+        if "vicreg" in others:
+            raise ValueError(
+                "C-JEPA has VICReg already: change it by beta, sim, std, cov, vicreg_source, projector"
+            )
         vicreg = Regularizer(
             "vicreg",
             self.context_encoder.embed_dim,
@@ -53,4 +57,4 @@ class CJEPA(IJEPA):
             std=hparams.std,
             cov=hparams.cov,
         )
-        return {"vicreg": vicreg, **super().build_regularizers()}
+        return {"vicreg": vicreg, **others}

@@ -42,7 +42,7 @@ class LeJEPA(JEPA):
         final_lr: learning rate at the end.
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
-        weights: a checkpoint whose encoder this training starts from.
+        weights: a checkpoint of this method whose networks this training starts from.
 
     Raises:
         ValueError: a value out of its range.
