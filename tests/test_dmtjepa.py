@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from jepa_lightning import DMTJEPA
+from jepa_lightning import DMTJEPA, IJEPA
 from jepa_lightning.callbacks import NeighbourPictures
 from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_neighbours
 from jepa_lightning.networks.aggregation import LocalAggregation
@@ -162,10 +162,10 @@ def test_windows_do_not_wrap_round(grid: Grid) -> None:
 @pytest.mark.parametrize(
     ("grid", "k", "message"),
     [
-        ((4, 4), 0, r"\(4, 4\) grid has up to 8 neighbours, not 0"),
-        ((4, 4), 9, r"\(4, 4\) grid has up to 8 neighbours, not 9"),
-        ((2, 2, 2), 27, "up to 26 neighbours, not 27"),
-        ((1, 1), 4, r"\(1, 1\) grid"),
+        ((4, 4), 0, r"1 to 8 .* got 0"),
+        ((4, 4), 9, r"1 to 8 .* got 9"),
+        ((2, 2, 2), 27, "1 to 26 .* got 27"),
+        ((1, 1), 4, r"two or more tokens, got 4 on \(1, 1\)"),
     ],
 )
 def test_neighbours_that_no_token_has(grid: Grid, k: int, message: str) -> None:
@@ -344,8 +344,8 @@ def test_teachers_stay_in_evaluation_mode() -> None:
     ("options", "message"),
     [
         ({"context_aggregation": "mean"}, "context_aggregation must be one of added, pooled, got 'mean'"),
-        ({"num_neighbours": 0}, "up to 8 neighbours, not 0"),
-        ({"num_neighbours": 9}, "up to 8 neighbours, not 9"),
+        ({"num_neighbours": 0}, "1 to 8 .* got 0"),
+        ({"num_neighbours": 9}, "1 to 8 .* got 9"),
         ({"image_size": 4}, r"1x1|\(1, 1\)"),
     ],
 )
@@ -367,6 +367,22 @@ def test_load_from_checkpoint(tmp_path: Path) -> None:
     images, masks = random_images(4, (16, 24)), module.draw_masks(4, 0)
     for mine, theirs in zip(module.latents(images, masks), loaded.latents(images, masks), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("method", [DMTJEPA, IJEPA])
+def test_starts_from_weights(method: type[IJEPA], tmp_path: Path) -> None:
+    """The heads too, where the checkpoint has them."""
+    donor = method(**TINY)
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(donor, loader(random_images(8)))
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    still = {"lr": 0.0, "start_lr": 0.0, "final_lr": 0.0, "momentum": (1.0, 1.0)}
+    module = tiny(weights=str(tmp_path / "it.ckpt"), **still)
+    fresh = copy.deepcopy(module.state_dict())
+    quiet_trainer(tmp_path, max_epochs=1).fit(module, loader(random_images(8)))
+    for name, value in module.state_dict().items():
+        expected = donor.state_dict() if name in donor.state_dict() else fresh
+        assert torch.equal(value, expected[name]), name
 
 
 # --- Pictures --------------------------------------------------------------------------------------------------------
@@ -441,3 +457,9 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
 def test_pictures_need_a_row() -> None:
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         NeighbourPictures(0)
+
+
+def test_pictures_of_another_method(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[NeighbourPictures()])
+    with pytest.raises(TypeError, match="DMTJEPA aggregates; IJEPA does not"):
+        trainer.fit(IJEPA(**TINY), loader(random_images(8)))

@@ -211,7 +211,6 @@ def test_enlarged_views_are_crops() -> None:
     torch.testing.assert_close(views, wider, atol=1e-5, rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="take_views mixes zeros into the outermost pixels of enlarged views")
 @pytest.mark.parametrize("pixels", [(0, 0, 16, 24), (0, 0, 8, 12), (8, 12, 8, 12)])
 def test_enlarged_views_end_with_the_image(pixels: tuple[int, int, int, int]) -> None:
     """At the border of the image there is nothing to mix in: a white image stays white."""

@@ -49,7 +49,8 @@ class Networks(NamedTuple):
     """The networks that a file holds.
 
     Attributes:
-        states: state dicts under `context_encoder`, `predictor` and `target_encoder`, as far as they are there.
+        states: state dicts under `context_encoder`, `predictor`, `target_encoder` and, of our own checkpoints, every
+            other network of the module, as far as they are there.
         options: what the file says of `image_size` and `num_heads`, which no shape tells.
     """
 
@@ -74,15 +75,11 @@ def read_networks(path: str | Path) -> Networks:
     if set(OFFICIAL_NETWORKS) <= set(checkpoint):
         return Networks({ours: _strip(checkpoint[theirs]) for theirs, ours in OFFICIAL_NETWORKS.items()}, {})
     if "state_dict" in checkpoint:
-        states = {
-            network: {
-                key[len(network) + 1 :]: v
-                for key, v in checkpoint["state_dict"].items()
-                if key.startswith(f"{network}.")
-            }
-            for network in OFFICIAL_NETWORKS.values()
-        }
-        if states["target_encoder"]:
+        states: dict[str, StateDict] = {}
+        for key, value in checkpoint["state_dict"].items():
+            network, _, name = key.partition(".")
+            states.setdefault(network, {})[name] = value
+        if "target_encoder" in states:
             hparams = checkpoint.get("hyper_parameters", {})
             return Networks(states, {name: hparams.get(name) for name in ("image_size", "num_heads")})
     raise ValueError(
@@ -94,6 +91,9 @@ def read_networks(path: str | Path) -> Networks:
 def load_networks(module: nn.Module, networks: Networks) -> None:
     """Load the networks of a checkpoint into a module that has them; positions are rebuilt for the module's grid.
 
+    A method's further networks (`context_<name>` and `target_<name>`, as the heads of DMT-JEPA) are loaded where the
+    checkpoint has them, and stay as they are where it comes from a method without.
+
     Raises:
         ValueError: the checkpoint lacks a network, or its names or shapes are not those of the module's.
     """
@@ -104,6 +104,10 @@ def load_networks(module: nn.Module, networks: Networks) -> None:
                 f"the checkpoint holds no {name}, only {', '.join(networks.states)}: it cannot be trained on"
             )
         _load(network, networks.states[name], name)
+    for name, network in module.named_children():
+        further = name.startswith(("context_", "target_")) and name not in OFFICIAL_NETWORKS.values()
+        if further and name in networks.states:
+            _load(network, networks.states[name], name)
 
 
 def load_encoder(

@@ -68,12 +68,18 @@ class NeighbourPictures(pl.Callback):
 
     Raises:
         ValueError: no rows.
+        TypeError: a method without aggregated targets.
     """
 
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         self.num_images = num_images
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse methods that have nothing to draw."""
+        if not hasattr(pl_module, "target_head"):
+            raise TypeError(f"NeighbourPictures draws what DMTJEPA aggregates; {type(pl_module).__name__} does not")
 
     def on_validation_batch_end(
         self,

@@ -23,8 +23,8 @@ class Probe(pl.Callback):
     """What the online probes share: their input, their labels and their accuracy on the validation data.
 
     A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
-    touches the module: its own weights live in the callback's state in the checkpoint. Training images of class -1
-    have no label and teach it nothing.
+    touches the module: its own weights live in the callback's state in the checkpoint. Images of class -1 have no
+    label: they teach it nothing and are not counted.
 
     Where the label is a map of classes `[B, H, W]`, the probe is a dense one: it reads single tokens, and the class of
     a token is the most frequent one of its patch. Beside the accuracy it logs `miou`, the intersection over union of
@@ -92,7 +92,7 @@ class Probe(pl.Callback):
         if not trainer.sanity_checking and self._fitted:
             inputs, labels = self._read(pl_module, outputs, batch)
             predicted = self.predict(inputs)
-            self._accuracy.update((predicted == labels).float())
+            self._accuracy.update((predicted == labels)[labels != UNLABELLED].float())
             if len(labels) > len(batch[0]):
                 if self._overlap is None:  # with one class more, for labels that the probe has never seen
                     self._overlap = MulticlassJaccardIndex(self._classes + 1, ignore_index=UNLABELLED)
@@ -123,6 +123,7 @@ class Probe(pl.Callback):
                 f"the probe {self.name!r} wants one class an image, integers [B], or one a pixel, [B, H, W], got "
                 f"{labels.dtype} {list(labels.shape)}"
             )
+        labels = labels.long()
         inputs = batch[0] if self.source == "observation" else outputs["latents"].features
         if labels.ndim == 1:
             return (inputs.flatten(1) if self.source == "observation" else inputs.mean(1)).float(), labels
@@ -279,7 +280,8 @@ class KNNProbe(Probe):
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """Put the labelled images of the batch into the bank, over the oldest entries."""
-        inputs, labels = inputs[labels != UNLABELLED], labels[labels != UNLABELLED]
+        # No more than fit: a place written twice would get either.
+        inputs, labels = (kept[labels != UNLABELLED][-self.bank_size :] for kept in (inputs, labels))
         if self._inputs is None or self._labels is None:
             self._inputs = inputs.new_zeros(self.bank_size, inputs.shape[1])
             self._labels = labels.new_full((self.bank_size,), UNLABELLED)
@@ -306,6 +308,8 @@ class KNNProbe(Probe):
         inputs = torch.as_tensor(pl_module.all_gather(self._inputs.to(device))).view(-1, width)
         labels = torch.as_tensor(pl_module.all_gather(self._labels.to(device))).view(-1)
         filled = labels != UNLABELLED
+        if not filled.any():
+            return
         inputs = inputs[filled]
         self._mean, self._std = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
         self._bank, self._bank_labels = self._normalize(inputs), labels[filled]

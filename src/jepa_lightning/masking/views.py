@@ -117,7 +117,8 @@ def take_views(images: Tensor, views: Views, size: Sequence[int]) -> Tensor:
         x, y, width, height = box.T
         zero = torch.zeros_like(x)
         maps = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-        view = F.grid_sample(images, F.affine_grid(maps, list(shape), align_corners=False), align_corners=False)
+        places = F.affine_grid(maps, list(shape), align_corners=False)
+        view = F.grid_sample(images, places, padding_mode="border", align_corners=False)
         grey = view.mean(1, keepdim=True)
         view = grey + saturation * (view - grey)
         mean = grey.mean((2, 3), keepdim=True)

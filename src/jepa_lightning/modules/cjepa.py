@@ -44,9 +44,7 @@ class CJEPA(IJEPA):
         """VICReg as published, and what else the configuration asks for."""
         hparams, others = self.hparams, super().build_regularizers()
         if "vicreg" in others:
-            raise ValueError(
-                "C-JEPA has VICReg already: change it by beta, sim, std, cov, vicreg_source, projector"
-            )
+            raise ValueError("C-JEPA has VICReg already: change it by beta, sim, std, cov, vicreg_source, projector")
         vicreg = Regularizer(
             "vicreg",
             self.context_encoder.embed_dim,

@@ -101,7 +101,10 @@ class LocalAggregation(nn.Module):
         super().__init__()
         adjacent = 3 ** len(grid) - 1
         if math.prod(grid) < 2 or not 1 <= num_neighbours <= adjacent:
-            raise ValueError(f"a token of a {tuple(grid)} grid has up to {adjacent} neighbours, not {num_neighbours}")
+            raise ValueError(
+                f"num_neighbours must be 1 to {adjacent} on a grid of two or more tokens, got {num_neighbours} on "
+                f"{tuple(grid)}"
+            )
         self.num_neighbours = num_neighbours
         self.cls_blocks = nn.ModuleList(ClassAttentionBlock(embed_dim, num_heads) for _ in range(2))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
