@@ -28,8 +28,9 @@ class Regularizer(nn.Module):
         embed_dim: width D of the embeddings.
         weight: of the term in the loss, zero or more.
         source: what is regularised, as views `[N, D']` of one batch:
-            `context`: the mean context token of every image, one view;
             `context_tokens`: all context tokens as samples of one view;
+            `context`: the mean context token of every image, one view. Without a projector that asks for means that
+            are spread as far as layer-normed tokens, which they are only if the tokens of an image are all alike;
             `context_and_target`: the mean context token and the mean of the teacher's tokens, two views;
             `prediction_blocks`: the mean predicted token of every target block, M views.
         projector: widths of the layers of an MLP between embeddings and regulariser; none by default. Its norms are
@@ -46,7 +47,7 @@ class Regularizer(nn.Module):
         name: str,
         embed_dim: int,
         weight: float,
-        source: Source = "context",
+        source: Source = "context_tokens",
         projector: Sequence[int] = (),
         **options: Any,
     ) -> None:
