@@ -3,7 +3,8 @@
 from jepa_lightning.modules.cjepa import CJEPA
 from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
-from jepa_lightning.modules.jepa import JEPA, Latents
+from jepa_lightning.modules.jepa import JEPA
+from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.lejepa import LeJEPA
 
 __all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "Latents", "LeJEPA"]

@@ -12,7 +12,8 @@ from typing_extensions import Self
 from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_networks, vision_transformer_sizes
 from jepa_lightning.losses import Distance, latent_distance
 from jepa_lightning.masking import Masks, MultiBlockMasking
-from jepa_lightning.modules.jepa import JEPA, Latents
+from jepa_lightning.modules.jepa import JEPA
+from jepa_lightning.modules.latents import Latents
 from jepa_lightning.networks import Predictor, VisionTransformer, gather_tokens
 
 

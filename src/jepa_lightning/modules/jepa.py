@@ -7,7 +7,7 @@ import difflib
 import inspect
 import warnings
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -16,29 +16,9 @@ from torch import Generator, Tensor, nn
 
 from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.checkpoints import load_networks, read_networks
+from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.regularizer import Regularizer
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
-
-
-class Latents(NamedTuple):
-    """What a step has computed, in the words of `L = D(g(f(x), c), sg(f'(y)))`.
-
-    Attributes:
-        context: `[B, K_c, D]`, the context encoder's tokens.
-        prediction: `[B, M, K_t, D]`, the predictor's tokens of the M target blocks.
-        target: `[B, M, K_t, D]`, what they should have been.
-        features: `[B, N, D]`, the target encoder's tokens of the whole observation, as a probe would get them.
-    """
-
-    context: Tensor
-    prediction: Tensor
-    target: Tensor
-    features: Tensor | None = None
-
-    def detach(self) -> Latents:
-        """The same without gradients."""
-        features = None if self.features is None else self.features.detach()
-        return Latents(self.context.detach(), self.prediction.detach(), self.target.detach(), features)
 
 
 class JEPA(pl.LightningModule):

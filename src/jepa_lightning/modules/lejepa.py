@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import MultiViews, Views, take_views
 from jepa_lightning.modules.ijepa import pair
-from jepa_lightning.modules.jepa import JEPA, Latents
+from jepa_lightning.modules.jepa import JEPA
+from jepa_lightning.modules.latents import Latents
 from jepa_lightning.networks import VisionTransformer
 
 

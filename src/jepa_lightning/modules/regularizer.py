@@ -5,16 +5,14 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from jepa_lightning.losses import SIGReg, VICReg
-
-if TYPE_CHECKING:
-    from jepa_lightning.modules.jepa import Latents
+from jepa_lightning.modules.latents import Latents
 
 Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
 LOSSES: dict[str, Any] = {"vicreg": VICReg, "sigreg": SIGReg}
