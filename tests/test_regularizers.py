@@ -334,7 +334,7 @@ def test_projector_by_hand(source: Any) -> None:
 def test_no_projector_by_default() -> None:
     z = some_latents()
     assert not list(Regularizer("vicreg", 6, 1.0).parameters())
-    torch.testing.assert_close(Regularizer("vicreg", 6, 1.0)(z)[0], VICReg()(z.context.mean(1)))
+    torch.testing.assert_close(Regularizer("vicreg", 6, 1.0)(z)[0], VICReg()(z.context.flatten(0, 1)))
 
 
 def test_terms_add_up() -> None:
@@ -347,7 +347,7 @@ def test_terms_add_up() -> None:
     torch.testing.assert_close(terms["energy"], F.smooth_l1_loss(latents.prediction, latents.target))
     vicreg = brute_vicreg([latents.context.mean(1), latents.features.mean(1)])
     assert {name: terms[f"vicreg_{name}"].item() for name in vicreg} == pytest.approx(vicreg, rel=1e-4)
-    torch.testing.assert_close(terms["sigreg"], SIGReg(16)(latents.context.mean(1)))
+    torch.testing.assert_close(terms["sigreg"], SIGReg(16)(latents.context.flatten(0, 1)))
     sim, std, cov = vicreg.values()
     total = terms["energy"].item() + 0.03 * (25 * sim + 25 * std + cov) + 0.2 * terms["sigreg"].item()
     assert terms["loss"].item() == pytest.approx(total, rel=1e-5)
