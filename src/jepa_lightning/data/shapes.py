@@ -42,8 +42,9 @@ class ShapesDataset(Dataset[ShapesBatch]):
     bent at random. The largest shape, the *subject*, gives an image its label.
 
     That leaves little for a comparison of pixels to go by, while patches of a shape still show their kind, and context
-    tells something about target: so this is learned within minutes. The nearest neighbours of an image of 32 pixels
-    among 10,000 name its kind in about 30 of 100 cases, by the vote of `KNNProbe`; chance is 17.
+    tells something about target: so this is learned within minutes. Of images of 32 pixels, the 20 nearest of 10,000
+    name the kind in 17 of 100 cases, which is chance, the nearest alone in 26, and the vote of `KNNProbe`, on
+    standardised pixels and weighted, in about 30.
 
     Every image is a pure function of the seed, the split and its index, the same bytes on every machine and in every
     worker. It does not depend on `num_images`, and another image size shows the same scene at another resolution.

@@ -133,7 +133,7 @@ class MultiBlockMasking:
         # division is exact for numbers as small as these, and in place, as fresh memory costs more than the sums.
         width, corner = blocks.width.unsqueeze(-1), (blocks.top * grid[1] + blocks.left).unsqueeze(-1)
         area = blocks.height.unsqueeze(-1) * width
-        place = (_uniform(area.shape, generator) * area).floor() + torch.arange(target_tokens, device=area.device)
+        place = (uniform(area.shape, generator) * area).floor() + torch.arange(target_tokens, device=area.device)
         place -= (place / area).floor_().mul_(area)
         row = (place / width).floor_()
         targets = row.mul_(grid[1] - width).add_(place).add_(corner).long()
@@ -186,10 +186,10 @@ class MultiBlockMasking:
         min_tokens: int,
         generator: Generator,
     ) -> Blocks:
-        area = (_uniform(shape, generator, *scale) * (grid[0] * grid[1])).floor()  # as the official code does
-        height, width = _block_sides(area, _uniform(shape, generator, *aspect), grid, min_tokens)
-        top = (_uniform(shape, generator) * (grid[0] - height + 1)).floor()
-        left = (_uniform(shape, generator) * (grid[1] - width + 1)).floor()
+        area = (uniform(shape, generator, *scale) * (grid[0] * grid[1])).floor()  # as the official code does
+        height, width = _block_sides(area, uniform(shape, generator, *aspect), grid, min_tokens)
+        top = (uniform(shape, generator) * (grid[0] - height + 1)).floor()
+        left = (uniform(shape, generator) * (grid[1] - width + 1)).floor()
         return Blocks(top, left, height, width)
 
     def _targets_with_room(
@@ -229,7 +229,7 @@ class MultiBlockMasking:
         """The official sampler: `src/masks/multiblock.py` of facebookresearch/ijepa."""
         self.check(grid)
         target_sides, context_sides = (
-            self._official_sides(scale, aspect, grid, number=float(_uniform((), generator)))
+            self._official_sides(scale, aspect, grid, number=float(uniform((), generator)))
             for scale, aspect in ((self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0)))
         )
         blocks = self._official_places((batch_size, self.num_targets), target_sides, grid, generator)
@@ -265,8 +265,8 @@ class MultiBlockMasking:
         self, shape: tuple[int, ...], sides: tuple[int, int], grid: Sequence[int], generator: Generator
     ) -> Blocks:
         """Places whose upper end is left out, so that no block touches the last row or column."""
-        top = (_uniform(shape, generator) * (grid[0] - sides[0])).floor()
-        left = (_uniform(shape, generator) * (grid[1] - sides[1])).floor()
+        top = (uniform(shape, generator) * (grid[0] - sides[0])).floor()
+        left = (uniform(shape, generator) * (grid[1] - sides[1])).floor()
         return Blocks(top, left, torch.full_like(top, sides[0]), torch.full_like(left, sides[1]))
 
 
@@ -289,7 +289,7 @@ def _random_choice(preference: Tensor, number: int, generator: Generator) -> Ten
     return (chosen & (2**bits - 1)).long()
 
 
-def _uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers on the generator's device."""
     return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low
 

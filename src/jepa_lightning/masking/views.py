@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from jepa_lightning.masking.multiblock import _uniform
+from jepa_lightning.masking.multiblock import uniform
 
 
 class Views(NamedTuple):
@@ -84,16 +84,16 @@ class MultiViews:
         generator = generator or torch.default_generator
         scale = torch.cat(
             [
-                _uniform((batch_size, self.num_global), generator, *self.global_scale),
-                _uniform((batch_size, self.num_local), generator, *self.local_scale),
+                uniform((batch_size, self.num_global), generator, *self.global_scale),
+                uniform((batch_size, self.num_local), generator, *self.local_scale),
             ],
             dim=1,
         )
-        aspect = _uniform(scale.shape, generator, *map(math.log, self.aspect)).exp()
+        aspect = uniform(scale.shape, generator, *map(math.log, self.aspect)).exp()
         width, height = (scale * aspect).sqrt().clamp(max=1), (scale / aspect).sqrt().clamp(max=1)
-        x, y = ((1 - side) * _uniform(scale.shape, generator, -1, 1) for side in (width, height))
-        mirrored = torch.where(_uniform(scale.shape, generator) < 0.5, -width, width)
-        colours = _uniform((*scale.shape, 3), generator, -self.jitter, self.jitter)
+        x, y = ((1 - side) * uniform(scale.shape, generator, -1, 1) for side in (width, height))
+        mirrored = torch.where(uniform(scale.shape, generator) < 0.5, -width, width)
+        colours = uniform((*scale.shape, 3), generator, -self.jitter, self.jitter)
         colours += torch.tensor([0.0, 1.0, 1.0], device=colours.device)
         return Views(torch.stack([x, y, mirrored, height], dim=-1), colours)
 
