@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 GOLDEN = Path(__file__).parent / "golden" / "ijepa"
@@ -71,3 +71,65 @@ def loader(data: Tensor | Dataset[Any], batch_size: int = 8) -> DataLoader[Any]:
     """Batches in a fixed order; a bare tensor's are tuples of one tensor."""
     dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
     return DataLoader(dataset, batch_size)
+
+
+# --- Video -----------------------------------------------------------------------------------------------------------
+
+GOLDEN_VIDEO = {method: Path(__file__).parent / "golden" / method for method in ("vjepa", "vjepa2")}
+TINY_VIDEO: dict[str, Any] = {
+    "image_size": 16,
+    "num_frames": 4,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "predictor_embed_dim": 16,
+    "predictor_depth": 1,
+    "predictor_num_heads": 2,
+    "warmup": 0.0,
+}
+
+
+def random_clips(num_clips: int = 8, frames: int = 4, size: int | tuple[int, int] = 16, channels: int = 3) -> Tensor:
+    """The same noise `[num_clips, channels, frames, rows, columns]` at every call."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(num_clips)
+    return torch.randn(num_clips, channels, frames, rows, columns, generator=generator)
+
+
+# --- Comparing -------------------------------------------------------------------------------------------------------
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """With large weights: at the initial 0.02 attention hardly matters, and no test could tell who sees whom."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def assert_close(ours: Tensor, theirs: Tensor, name: str, but: Tensor | None = None) -> None:
+    """Within 1e-5 of the largest entry of the tensor; of those at the places `but`, within 1e-4."""
+    assert ours.shape == theirs.shape, name
+    errors, limit = (ours.detach() - theirs).abs(), 1e-5 * float(theirs.abs().max()) + 1e-9
+    errors = errors if but is None else torch.where(but, errors / 10, errors)
+    assert float(errors.max()) <= limit, f"{name}: differs by {float(errors.max()):.2e}, more than {limit:.2e}"
+
+
+def assert_golden_step(module: pl.LightningModule, trace: dict[str, Tensor]) -> None:
+    """The gradients, and all parameters after the step, are those of a trace, which has no others.
+
+    AdamW's first step divides a gradient by its size. Where that is no more than the error it may have, as it is in a
+    few places, rounding alone can move the parameter by more than 1e-5; so can a change of the inputs by one bit.
+    """
+    for network in ("context_encoder", "predictor", "target_encoder"):
+        parameters = dict(module.get_submodule(network).named_parameters())
+        after = {n.split("/", 2)[2]: t for n, t in trace.items() if n.startswith(f"after_step/{network}/")}
+        grads = {n.split("/", 2)[2]: t for n, t in trace.items() if n.startswith(f"grad/{network}/")}
+        assert parameters.keys() == after.keys()
+        assert {name for name, value in parameters.items() if value.grad is not None} == grads.keys()
+        for name, grad in grads.items():
+            assert_close(parameters[name].grad, grad, f"gradient of {network}.{name}")
+        for name, value in after.items():
+            rounding = grads[name].abs() <= 1e-5 * grads[name].abs().max() if name in grads else None
+            assert_close(parameters[name], value, f"{network}.{name} after the step", rounding)

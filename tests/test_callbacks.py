@@ -591,7 +591,7 @@ def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     assert a["logged"]["collapse/target/rankme"] == pytest.approx(numpy_rankme(features), rel=1e-3)
 
     class Together(PlainSteps):
-        def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+        def draw_masks(self, batch_size: int, batch_idx: int, grid: Any = None) -> Masks:
             step = self.trainer.global_step
             return Masks(*(torch.cat(pair) for pair in zip(a["masks"][step], b["masks"][step], strict=True)))
 

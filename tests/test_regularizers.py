@@ -503,7 +503,7 @@ def embedded(name: str, samples: Tensor, parallel: bool) -> tuple[nn.Module, Ten
 class PlainSteps(IJEPA):
     """Plain gradient steps under masks of the joint batch, of which every rank takes its part."""
 
-    def draw_masks(self, batch_size: int, batch_idx: int) -> Masks:
+    def draw_masks(self, batch_size: int, batch_idx: int, grid: Any = None) -> Masks:
         joint = MultiBlockMasking()(JOINT, self.context_encoder.grid, Generator().manual_seed(batch_idx))
         return Masks(*(part[self.global_rank * batch_size :][:batch_size] for part in joint))
 

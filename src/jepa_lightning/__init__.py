@@ -6,7 +6,7 @@ from pathlib import Path
 from jepa_lightning import callbacks, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, ShapesDataModule
-from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, Latents, LeJEPA
+from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, Latents, LeJEPA
 
 __version__ = version("jepa-lightning")
 
@@ -20,6 +20,8 @@ __all__ = [
     "IJEPA",
     "JEPA",
     "RECIPES",
+    "VJEPA",
+    "VJEPA2",
     "ImageDataModule",
     "Latents",
     "LeJEPA",

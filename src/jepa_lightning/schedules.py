@@ -43,6 +43,19 @@ def warmup_cosine(step: float, total: float, warmup: float, start: float, peak: 
     return cosine(step - warmup, max(total - warmup, 1), peak, end)
 
 
+def warmup_constant_cooldown(
+    step: float, total: float, warmup: float, cooldown: float, start: float, peak: float, end: float
+) -> float:
+    """Linear from `start` to `peak` over `warmup` steps, constant, and linear to `end` over the last `cooldown` steps.
+
+    >>> [warmup_constant_cooldown(step, 30, 10, 10, 0.0, 1.0, 0.0) for step in (0, 5, 10, 20, 25, 30)]
+    [0.0, 0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return linear(step, warmup, start, peak)
+    return linear(step - (total - cooldown), cooldown, peak, end) if cooldown and step > total - cooldown else peak
+
+
 class ScheduledOptions(LRScheduler):
     """Sets learning rate and weight decay of every parameter group from functions of the optimiser step.
 

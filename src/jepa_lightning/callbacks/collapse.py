@@ -2,71 +2,199 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from jepa_lightning.metrics import FeatureStd, MeanCosine, RankMe, feature_std, mean_cosine, moments, rankme
+from jepa_lightning.callbacks.ema import students_and_teachers
+from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.metrics import (
+    DeadFeatures,
+    FeatureStd,
+    MeanCorrelation,
+    MeanCosine,
+    Moments,
+    RankMe,
+    eigenvalues,
+    feature_std,
+    mean_cosine,
+    moments,
+    rankme,
+)
 
 TOKEN_IMAGES = 8  # images a step whose tokens are looked at
+PATIENCE = 3  # low readings in a row that make a collapse
+
+OnCollapse = Literal["warn", "stop", "raise"]
+
+
+class CollapseError(RuntimeError):
+    """The embeddings have collapsed."""
 
 
 class CollapseMonitor(pl.Callback):
-    """Logs feature std, mean cosine similarity and RankMe of every branch, across images and across tokens.
+    """Logs how spread out the embeddings of every branch are, across images and across tokens, and minds a collapse.
 
     Under `collapse/<branch>/<metric>`, for the branches `context`, `target` and `prediction`:
 
-    - `std`, `cosine`, `rankme`: of the mean token of an image, across the images of the last `every_n_steps` steps;
-    - `token_std`, `token_cosine`, `token_rankme`: of the tokens of one image, averaged over some images of the step.
+    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the mean token of an image, across the
+      images of the last `every_n_steps` steps (see `jepa_lightning.metrics`);
+    - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step.
 
-    An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Beside
-    `train/loss` stands `train/constant_loss`: that of the best constant predictor, the mean target. A loss that does
-    not stay below it has learned nothing; both falling together is the collapse that a loss alone hides.
+    An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Further:
+
+    - `train/constant_loss`, beside `train/loss`: that of the best constant predictor, the mean target. A loss that does
+      not stay below it has learned nothing; both falling together is the collapse that a loss alone hides;
+    - `collapse/prediction/target_cosine`: the mean cosine of predicted and target tokens;
+    - `collapse/target/student_distance`: how far the teacher's weights are from the student's, over their norm;
+    - the picture `collapse/spectrum`, at every validation: the eigenvalues of each branch's covariance.
+
+    A run has collapsed when, past the first tenth of its training and for three readings in a row, either RankMe of the
+    target across images has been below `min_rank` (and below half of its first reading, as an encoder whose tokens say
+    little but where they are may start at 5 and learn all the same), or the predictions of different images have been
+    alike, with a mean cosine above `max_cosine`. The runs of `recipes/README.md` that had collapsed ended with a rank
+    of 1.6 to 3.4, a cosine of 0.995 to 1.000, or both; all others with a rank above 9 and a cosine below 0.93.
 
     Args:
         every_n_steps: optimiser batches between two readings, at least 1.
+        on_collapse: `warn` once, `stop` the training after the current step, or `raise` a `CollapseError`.
+        min_rank: the RankMe below which the target has collapsed.
+        max_cosine: the mean cosine above which the predictions have.
 
     Raises:
-        ValueError: an interval below 1.
+        ValueError: an interval below 1, or another reaction.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        on_collapse: OnCollapse = "warn",
+        min_rank: float = 5.0,
+        max_cosine: float = 0.98,
+    ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if on_collapse not in get_args(OnCollapse):
+            raise ValueError(f"on_collapse must be one of {', '.join(get_args(OnCollapse))}, got {on_collapse!r}")
         self.every_n_steps = every_n_steps
+        self.on_collapse = on_collapse
+        self.min_rank = min_rank
+        self.max_cosine = max_cosine
         self._metrics: dict[str, MetricCollection] = {}
+        self._sums: dict[str, Moments] = {}  # of this process at the last reading
         self._batches = 0
+        self._low = 0  # readings of a collapse in a row
+        self._first_rank: float | None = None
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up this step's images; at the end of an interval, log."""
-        latents = outputs["latents"]
+        several = predictions(outputs)
         branches = {
-            "context": latents.context,
-            "target": latents.features,
-            "prediction": latents.prediction.flatten(1, 2),
+            "context": torch.cat([each.context for each in several], dim=1),
+            "target": several[0].features,
+            "prediction": torch.cat([each.prediction.flatten(1, 2) for each in several], dim=1),
         }
         for branch, tokens in branches.items():
             if branch not in self._metrics:
-                width = tokens.shape[-1]
-                metrics: dict[str, Metric | MetricCollection] = {
-                    "std": FeatureStd(width),
-                    "cosine": MeanCosine(width),
-                    "rankme": RankMe(width),
-                }
-                self._metrics[branch] = MetricCollection(metrics, prefix=f"collapse/{branch}/").to(tokens.device)
+                self._metrics[branch] = across_images(branch, tokens.shape[-1]).to(tokens.device)
             self._metrics[branch].update(tokens.float().mean(1))
         self._batches += 1
         if self._batches % self.every_n_steps:
             return
+        readings: dict[str, Tensor] = {}
         for branch, tokens in branches.items():
-            pl_module.log_dict(self._metrics[branch].compute())
+            computed = self._metrics[branch].compute()
+            pl_module.log_dict(computed)
+            readings |= computed
+            metric: Any = self._metrics[branch]["rankme"]
+            self._sums[branch] = metric.sums()
             self._metrics[branch].reset()
             sums = moments(tokens[:TOKEN_IMAGES])
-            for name, function in (("std", feature_std), ("cosine", mean_cosine), ("rankme", rankme)):
+            for name, function in (("rankme", rankme), ("std", feature_std), ("cosine", mean_cosine)):
                 pl_module.log(f"collapse/{branch}/token_{name}", function(sums).mean(), sync_dist=True)
-        constant = latents.target.mean(dim=(0, 1, 2)).expand_as(latents.target)
-        loss = pl_module.energy(latents._replace(prediction=constant)).mean()
-        pl_module.log("train/constant_loss", loss, sync_dist=True)
+        constant, agreement = [], []
+        for each in several:
+            mean = each.target.mean(dim=(0, 1, 2)).expand_as(each.target)
+            constant.append(pl_module.energy(each._replace(prediction=mean)).mean())
+            agreement.append(F.cosine_similarity(each.prediction.float(), each.target.float(), dim=-1).mean())
+        pl_module.log("train/constant_loss", torch.stack(constant).mean(), sync_dist=True)
+        pl_module.log("collapse/prediction/target_cosine", torch.stack(agreement).mean(), sync_dist=True)
+        if pairs := students_and_teachers(pl_module):
+            pl_module.log("collapse/target/student_distance", relative_distance(pairs))
+        self._mind(trainer, float(readings["collapse/target/rankme"]), float(readings["collapse/prediction/cosine"]))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw the spectrum of the last reading."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self._sums and not trainer.sanity_checking:
+                spectra = {branch: eigenvalues(sums, centred=True).flip(-1) for branch, sums in self._sums.items()}
+                logger.experiment.add_figure("collapse/spectrum", draw_spectra(spectra), trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The first reading, which a resumed run goes by too."""
+        return {"first_rank": self._first_rank}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the first reading of the run that is resumed."""
+        self._first_rank = state_dict["first_rank"]
+
+    def _mind(self, trainer: pl.Trainer, rank: float, cosine: float) -> None:
+        """Count the readings of a collapse, the same in all processes, and react to the last that it takes."""
+        early = trainer.global_step < 0.1 * trainer.estimated_stepping_batches
+        self._first_rank = rank if self._first_rank is None else self._first_rank
+        collapsed = rank < min(self.min_rank, self._first_rank / 2) or cosine > self.max_cosine
+        self._low = self._low + 1 if collapsed and not early else 0
+        if self._low != PATIENCE:
+            return
+        message = (
+            f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {trainer.global_step}: RankMe "
+            f"of the target across images is {rank:.1f} (collapsed below {self.min_rank}), the mean cosine of the "
+            f"predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}). Lower the learning "
+            "rate, raise the momentum towards 1, or add a regulariser (--model.regularizers)"
+        )
+        if self.on_collapse == "raise":
+            raise CollapseError(message)
+        rank_zero_warn(message)
+        trainer.should_stop = trainer.should_stop or self.on_collapse == "stop"
+
+
+def across_images(branch: str, width: int) -> MetricCollection:
+    """The metrics of the mean tokens of a branch, which share their sums."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "rankme": RankMe(width),
+        "rankme_centred": RankMe(width, centred=True),
+        "std": FeatureStd(width),
+        "dead": DeadFeatures(width),
+        "correlation": MeanCorrelation(width),
+        "cosine": MeanCosine(width),
+    }
+    return MetricCollection(metrics, prefix=f"collapse/{branch}/")
+
+
+def relative_distance(pairs: Any) -> Tensor:
+    """The distance between the weights of students and teachers, over the norm of the teachers'."""
+    students = [parameter for student, _ in pairs for parameter in student.parameters()]
+    teachers = [parameter for _, teacher in pairs for parameter in teacher.parameters()]
+    differences = torch._foreach_sub(students, teachers)
+    apart, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, teachers))
+    return apart / norm
+
+
+def draw_spectra(spectra: dict[str, Tensor]) -> Figure:
+    """The eigenvalues `[D]` of each branch, largest first and over the largest, on a logarithmic scale."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for branch, values in spectra.items():
+        share = (values / values[0]).cpu().clamp(min=1e-8)
+        axes.plot(torch.arange(1, len(share) + 1), share, label=branch)
+    axes.set(yscale="log", ylim=(1e-8, 2), xlabel="direction", ylabel="variance over the largest", title="spectrum")
+    axes.legend()
+    return figure

@@ -30,6 +30,7 @@ class EMATargetEncoder(pl.Callback):
 
     Args:
         momentum: τ at the first step and at the end of the training, on a straight line between.
+        stretch: the line is laid out for that many times the training's steps, and cut off at its end.
 
     Raises:
         ValueError: a momentum outside [0, 1].
@@ -37,10 +38,11 @@ class EMATargetEncoder(pl.Callback):
     Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
     """
 
-    def __init__(self, momentum: tuple[float, float] = (0.996, 1.0)) -> None:
+    def __init__(self, momentum: tuple[float, float] = (0.996, 1.0), stretch: float = 1.0) -> None:
         if not all(0 <= value <= 1 for value in momentum):
             raise ValueError(f"momentum must lie in [0, 1] at start and end, got {tuple(momentum)}")
         self.momentum = momentum
+        self.stretch = stretch
         self._last_step = 0
         self._total_steps = 1.0
 
@@ -50,11 +52,11 @@ class EMATargetEncoder(pl.Callback):
         dtypes = {p.dtype for teacher in teachers for p in teacher.parameters() if p.is_floating_point()}
         if not dtypes <= {torch.float32, torch.float64}:
             raise ValueError(
-                f"the target encoder must be kept in float32, not {dtypes}: "
+                f"the target encoder must be kept in float32, not {', '.join(map(str, dtypes))}: "
                 "use precision 'bf16-mixed' or '16-mixed' instead of a 'true' half precision"
             )
         self._last_step = trainer.global_step
-        self._total_steps = trainer.estimated_stepping_batches
+        self._total_steps = self.stretch * trainer.estimated_stepping_batches
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:

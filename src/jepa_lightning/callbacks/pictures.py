@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from jepa_lightning.callbacks.step import predictions
 from jepa_lightning.masking import Masks
 
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
@@ -19,15 +20,18 @@ BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62,
 
 
 class LatentPictures(pl.Callback):
-    """Draws a few validation images into TensorBoard (`pictures/latents`), a row each, at every validation.
+    """Draws a few validation images or clips into TensorBoard (`pictures/latents`) at every validation.
 
-    From left to right: the image; where tokens are masked, what the context encoder sees, and the target blocks in
-    colours; and the target encoder's tokens, their first three principal components over all rows as red, green and
-    blue. Rows whose last picture is the same whatever the image show an encoder that knows where a token is and nothing
-    else.
+    Of an image a row. From left to right: the image; where tokens are masked, what the context encoder sees, and the
+    target blocks in colours; and the target encoder's tokens, their first three principal components over all rows as
+    red, green and blue. Rows whose last picture is the same whatever the image show an encoder that knows where a token
+    is and nothing else.
+
+    Of a clip a film strip, a column for each frame of tokens: the clip; for each kind of mask what the context encoder
+    sees, and in colour what is predicted; and the principal components.
 
     Args:
-        num_images: number of rows, at least 1.
+        num_images: number of images, or of clips, at least 1.
 
     Raises:
         ValueError: no rows.
@@ -51,9 +55,15 @@ class LatentPictures(pl.Callback):
         if batch_idx or dataloader_idx or trainer.sanity_checking:
             return
         images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
-        masks = outputs["masks"] if isinstance(outputs["masks"], Masks) else None
-        features = outputs["latents"].features[: self.num_images]
-        _add_image(trainer, "pictures/latents", draw_latents(images, masks, features, pl_module.context_encoder.grid))
+        features = predictions(outputs)[0].features[: self.num_images]
+        masks, grid = outputs["masks"], pl_module.grid(images)
+        if len(grid) == 3:
+            kinds = [masks] if isinstance(masks, Masks) else masks
+            clips = images.unsqueeze(2) if images.ndim == 4 else images
+            picture = draw_clips(clips, kinds, features, grid)
+        else:
+            picture = draw_latents(images, masks if isinstance(masks, Masks) else None, features, grid)
+        _add_image(trainer, "pictures/latents", picture)
 
 
 class NeighbourPictures(pl.Callback):
@@ -90,15 +100,17 @@ class NeighbourPictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the first images of the first batch, each with a patch of its first target block."""
+        """Draw the first images of the first batch, each with the masked patch that stands out most from its mean."""
         if batch_idx or dataloader_idx or trainer.sanity_checking:
             return
         images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
-        tokens = outputs["latents"].features[: self.num_images].float()
+        tokens = predictions(outputs)[0].features[: self.num_images].float()
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
         picked, exists = pl_module.target_head.neighbours(tokens)
         aggregated = pl_module.target_head.neighbourhoods(tokens)
-        patch = outputs["masks"].targets[: self.num_images, 0, 0]
+        hidden = outputs["masks"].targets[: self.num_images].flatten(1)
+        likeness = F.cosine_similarity(tokens, tokens.mean(1, keepdim=True), dim=-1)
+        patch = hidden.gather(1, likeness.gather(1, hidden).argmin(1, keepdim=True)).squeeze(1)
         picture = draw_neighbours(images, patch, picked, exists, (tokens, aggregated), pl_module.context_encoder.grid)
         _add_image(trainer, "pictures/neighbours", picture)
 
@@ -119,7 +131,7 @@ def draw_neighbours(
     Returns:
         `[3, height, width]` in [0, 1].
     """
-    shown, rows = _as_shown(images), torch.arange(len(images))
+    shown, rows = as_shown(images), torch.arange(len(images))
     patch, picked, exists = patch.cpu(), picked.cpu(), exists.cpu()
     mine, there = picked[rows, patch], exists[rows, patch]
     tint = torch.zeros(len(images), grid[0] * grid[1], 3)
@@ -147,7 +159,7 @@ def draw_latents(images: Tensor, masks: Masks | None, features: Tensor, grid: Se
     Returns:
         `[3, height, width]` in [0, 1].
     """
-    shown, features = _as_shown(images), features.detach().float().cpu()
+    shown, features = as_shown(images), features.detach().float().cpu()
     count, size = len(shown), shown.shape[-2:]
     columns = [shown]
     if masks is not None:
@@ -161,14 +173,48 @@ def draw_latents(images: Tensor, masks: Masks | None, features: Tensor, grid: Se
             tint.scatter_(1, places, BLOCK_COLOURS[block % 4].expand(places.shape))
         columns.append(_tinted(shown, tint, grid))
 
+    return _as_table([*columns, _as_pixels(_as_colours(features), grid, size)])
+
+
+def draw_clips(clips: Tensor, kinds: Sequence[Masks], features: Tensor, grid: Sequence[int]) -> Tensor:
+    """The film strips of `LatentPictures`.
+
+    Args:
+        clips: `[R, C, T, H, W]`, of any range of values.
+        kinds: the masks of each kind, of R or more clips.
+        features: `[R, N, D]`, the tokens of the clips.
+        grid: `(frames, rows, columns)` of the tokens.
+
+    Returns:
+        `[3, height, width]` in [0, 1].
+    """
+    count, (length, *cells), size = len(clips), grid, clips.shape[-2:]
+    frames = clips[:, :, :: clips.shape[2] // length]  # the first of every tubelet, as bright as in the whole clip
+    shown = as_shown(frames.flatten(2, 3)).unflatten(2, (length, -1)).transpose(1, 2).flatten(0, 1)
+    strips = [shown]
+    for masks in kinds:
+        context, targets = masks.context[:count].cpu(), masks.targets[:count].flatten(1).cpu()
+        state = torch.zeros(count, length * cells[0] * cells[1]).scatter_(1, context, 1.0).scatter_(1, targets, 2.0)
+        state = state.view(count * length, -1, 1)
+        hidden = _as_pixels((state == 0).float(), cells, size)
+        tint = (state == 2) * BLOCK_COLOURS[0]
+        strips.append(_tinted(shown, tint, cells) * (1 - hidden) + 0.5 * hidden)
+    colours = _as_colours(features.detach().float().cpu()).view(count * length, -1, 3)
+    strips.append(_as_pixels(colours, cells, size))
+    # Clip by clip, and of each its strips one below the other.
+    panels = torch.stack([strip.unflatten(0, (count, length)) for strip in strips], dim=1).flatten(0, 1)
+    return _as_table(panels.unbind(1))
+
+
+def _as_colours(features: Tensor) -> Tensor:
+    """The first three principal components of tokens `[R, N, D]` over all of them, in [0, 1]: `[R, N, 3]`."""
     tokens = features.flatten(0, 1)
     tokens = tokens - tokens.mean(0)
     _, _, directions = torch.linalg.svd(tokens, full_matrices=False)
     components = tokens @ directions[:3].T
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
-    colours = ((components - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).view(count, -1, components.shape[1])
-    colours = F.pad(colours, (0, 3 - colours.shape[-1]))
-    return _as_table([*columns, _as_pixels(colours, grid, size)])
+    colours = ((components - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return F.pad(colours, (0, 3 - colours.shape[-1])).view(*features.shape[:2], 3)
 
 
 def _add_image(trainer: pl.Trainer, tag: str, picture: Tensor) -> None:
@@ -191,7 +237,7 @@ def _tinted(shown: Tensor, tint: Tensor, grid: Sequence[int]) -> Tensor:
     return shown * (1 - strength) + _as_pixels(tint, grid, shown.shape[-2:]) * strength
 
 
-def _as_shown(images: Tensor) -> Tensor:
+def as_shown(images: Tensor) -> Tensor:
     """Images of any range and number of channels as pictures `[R, 3, H, W]` in [0, 1]."""
     images = images.detach().float().cpu()
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -14,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.networks import AttentivePooler
+
 Source = Literal["features", "observation"]
 
 UNLABELLED = -1  # the class of images without one in a partly labelled data set, as in torchvision's STL10
@@ -36,6 +39,8 @@ class Probe(pl.Callback):
         source: `features`, or `observation` for the raw input, the baseline that features have to pass.
     """
 
+    dense = True  # whether it can read single tokens
+
     def __init__(self, name: str, label: str | None = None, source: Source = "features") -> None:
         if source not in ("features", "observation"):
             raise ValueError(f"source must be 'features' or 'observation', got {source!r}")
@@ -57,6 +62,10 @@ class Probe(pl.Callback):
     @abstractmethod
     def predict(self, inputs: Tensor) -> Tensor:
         """The classes `[B]` of inputs `[B, D]`."""
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the probe reads of the tokens `[B, N, D]` of an image: their mean, `[B, D]`."""
+        return tokens.mean(1)
 
     @property
     @abstractmethod
@@ -118,15 +127,16 @@ class Probe(pl.Callback):
                 f"the probe {self.name!r} wants the label {self.label or 'at the second place'} of a batch, which has "
                 + (f"the fields {', '.join(fields)}" if fields else "none: train on labelled data, or drop the probe")
             )
-        if labels.ndim not in (1, 3) or labels.is_floating_point():
+        if labels.ndim not in ((1, 3) if self.dense else (1,)) or labels.is_floating_point():
             raise ValueError(
-                f"the probe {self.name!r} wants one class an image, integers [B], or one a pixel, [B, H, W], got "
-                f"{labels.dtype} {list(labels.shape)}"
+                f"the probe {self.name!r} wants one class an image, integers [B]"
+                + (", or one a pixel, [B, H, W]" if self.dense else "")
+                + f", got {labels.dtype} {list(labels.shape)}"
             )
         labels = labels.long()
-        inputs = batch[0] if self.source == "observation" else outputs["latents"].features
+        inputs = batch[0] if self.source == "observation" else predictions(outputs)[0].features
         if labels.ndim == 1:
-            return (inputs.flatten(1) if self.source == "observation" else inputs.mean(1)).float(), labels
+            return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), labels
         grid = pl_module.context_encoder.grid
         if self.source == "observation":
             inputs = patches(inputs, grid)
@@ -146,8 +156,8 @@ def patches(images: Tensor, grid: Sequence[int]) -> Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-class LinearProbe(Probe):
-    """A linear classifier on standardised features, trained beside the model at every batch. Logs `accuracy`.
+class FittedProbe(Probe):
+    """A classifier with weights, trained beside the model at every batch. Logs `accuracy`.
 
     Args:
         num_classes: number of classes.
@@ -156,28 +166,31 @@ class LinearProbe(Probe):
         source: `features`, or `observation` for the raw input.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
             of a classifier that has settled.
-
-    Source: the standardisation without affine map is that of MAE (arXiv 2111.06377), appendix A.1.
     """
 
     def __init__(
         self,
         num_classes: int,
-        name: str = "linear",
-        label: str | None = None,
-        source: Source = "features",
-        lr: float = 3e-3,
+        name: str,
+        label: str | None,
+        source: Source,
+        lr: float,
     ) -> None:
         super().__init__(name, label, source)
         self.num_classes = num_classes
         self.lr = lr
         self._head: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
+        self._width = 0
         self._state: dict[str, Any] = {}
+
+    @abstractmethod
+    def build_head(self, pl_module: Any, width: int) -> nn.Module:
+        """The classifier of inputs of a width."""
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """One step of the classifier."""
-        head, optimizer = self._trained(trainer, pl_module, inputs.shape[1])
+        head, optimizer = self._trained(trainer, pl_module, inputs.shape[-1])
         if int(labels.max()) >= self.num_classes:
             raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
         remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
@@ -201,7 +214,7 @@ class LinearProbe(Probe):
         """Build the classifier of a checkpoint that is validated without training."""
         super().on_validation_epoch_start(trainer, pl_module)
         if self._state:
-            self._trained(trainer, pl_module, self._state["head"]["1.weight"].shape[1])
+            self._trained(trainer, pl_module, self._state["width"])
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The most likely class of each input."""
@@ -216,12 +229,12 @@ class LinearProbe(Probe):
             return self._head, self._optimizer
         # Under a forked generator: a probe must not change the random numbers of the training it watches.
         with torch.random.fork_rng(devices=[]):
-            head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
-        head = head.to(pl_module.device)
+            head = self.build_head(pl_module, width).to(pl_module.device)
         self._optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=0.0)
         if self._state:
             head.load_state_dict(self._state["head"])
             self._optimizer.load_state_dict(self._state["optimizer"])
+        self._width = width
         self._head = DistributedDataParallel(head) if trainer.world_size > 1 else head
         return self._head, self._optimizer
 
@@ -230,106 +243,81 @@ class LinearProbe(Probe):
         if self._head is None or self._optimizer is None:
             return self._state
         head = self._head.module if isinstance(self._head, DistributedDataParallel) else self._head
-        return {"head": head.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"head": head.state_dict(), "optimizer": self._optimizer.state_dict(), "width": self._width}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the first batch, which tells the width and the device."""
         self._state = state_dict
 
 
-class KNNProbe(Probe):
-    """A nearest-neighbour classifier on the features of the latest training images. Logs `accuracy`.
-
-    Features are standardised by the bank's mean and std; the `k` nearest by cosine similarity vote with weights
-    `exp(similarity / temperature)`. Nothing is fitted, so it cannot lag behind the encoder, and it takes any number of
-    classes.
+class LinearProbe(FittedProbe):
+    """A linear classifier on standardised features, trained beside the model at every batch. Logs `accuracy`.
 
     Args:
+        num_classes: number of classes.
         name: the probe's tags are `probe/<name>/<metric>`.
         label: the field of the batch that holds the class; the batch's second item without.
         source: `features`, or `observation` for the raw input.
-        k: neighbours that vote (all of the bank if it holds fewer).
-        temperature: of the votes, above zero.
-        bank_size: training images kept on each process.
+        lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
+            of a classifier that has settled.
 
-    Raises:
-        ValueError: a number out of its range.
-
-    Source: the weighted vote is that of Wu et al. (arXiv 1805.01978), section 3.4.
+    Source: the standardisation without affine map is that of MAE (arXiv 2111.06377), appendix A.1.
     """
 
     def __init__(
         self,
-        name: str = "knn",
+        num_classes: int,
+        name: str = "linear",
         label: str | None = None,
         source: Source = "features",
-        k: int = 20,
-        temperature: float = 0.07,
-        bank_size: int = 10_000,
+        lr: float = 3e-3,
     ) -> None:
-        super().__init__(name, label, source)
-        if k < 1 or temperature <= 0 or bank_size < 1:
-            raise ValueError(f"k, temperature and bank_size must be positive, got {k}, {temperature}, {bank_size}")
-        self.k = k
-        self.temperature = temperature
-        self.bank_size = bank_size
-        self._inputs: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._bank_labels: Tensor | None = None
-        self._next = 0
+        super().__init__(num_classes, name, label, source, lr)
 
-    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
-        """Put the labelled images of the batch into the bank, over the oldest entries."""
-        # No more than fit: a place written twice would get either.
-        inputs, labels = (kept[labels != UNLABELLED][-self.bank_size :] for kept in (inputs, labels))
-        if self._inputs is None or self._labels is None:
-            self._inputs = inputs.new_zeros(self.bank_size, inputs.shape[1])
-            self._labels = labels.new_full((self.bank_size,), UNLABELLED)
-        self._inputs, self._labels = self._inputs.to(inputs.device), self._labels.to(labels.device)
-        places = (self._next + torch.arange(len(inputs), device=inputs.device)) % self.bank_size
-        self._inputs[places], self._labels[places] = inputs, labels
-        self._next = int((self._next + len(inputs)) % self.bank_size)
+    def build_head(self, pl_module: Any, width: int) -> nn.Module:
+        """Standardisation by running statistics, and one layer."""
+        return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
 
-    @property
-    def _classes(self) -> int:
-        assert self._bank_labels is not None
-        return int(self._bank_labels.max()) + 1
 
-    @property
-    def _fitted(self) -> bool:
-        return self._bank_labels is not None and len(self._bank_labels) > 0
+class AttentiveProbe(FittedProbe):
+    """A classifier that chooses the tokens it reads, trained beside the model at every batch. Logs `accuracy`.
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collect the banks of all processes, once a validation."""
-        super().on_validation_epoch_start(trainer, pl_module)
-        if self._inputs is None or self._labels is None:
-            return
-        width, device = self._inputs.shape[1], pl_module.device  # a checkpoint's bank lies on the CPU
-        inputs = torch.as_tensor(pl_module.all_gather(self._inputs.to(device))).view(-1, width)
-        labels = torch.as_tensor(pl_module.all_gather(self._labels.to(device))).view(-1)
-        filled = labels != UNLABELLED
-        if not filled.any():
-            return
-        inputs = inputs[filled]
-        self._mean, self._std = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
-        self._bank, self._bank_labels = self._normalize(inputs), labels[filled]
+    What a mean over tokens washes out, as where and when something moves, it can still find. A label is one class an
+    image or clip.
 
-    def _normalize(self, inputs: Tensor) -> Tensor:
-        return F.normalize((inputs - self._mean) / self._std, dim=1)
+    Args:
+        num_classes: number of classes.
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch that holds the class; the batch's second item without.
+        depth: blocks of the pooler: 1 as in V-JEPA's probe, 4 as in V-JEPA 2's.
+        num_heads: attention heads a block; the encoder's by default.
+        lr: learning rate of the probe's own AdamW; it falls to zero with the training's.
 
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The class with the largest vote."""
-        assert self._bank_labels is not None
-        similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
-        # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
-        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = weights.new_zeros(len(inputs), self._classes)
-        return votes.scatter_add_(1, self._bank_labels[neighbours], weights).argmax(1)
+    Source: V-JEPA (arXiv 2404.08471), appendix D.
+    """
 
-    def state_dict(self) -> dict[str, Any]:
-        """The bank."""
-        return {"inputs": self._inputs, "labels": self._labels, "next": self._next}
+    dense = False
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the bank of the checkpoint."""
-        self._inputs, self._labels, self._next = (state_dict[name] for name in ("inputs", "labels", "next"))
+    def __init__(
+        self,
+        num_classes: int,
+        name: str = "attentive",
+        label: str | None = None,
+        depth: int = 1,
+        num_heads: int | None = None,
+        lr: float = 1e-3,
+    ) -> None:
+        super().__init__(num_classes, name, label, "features", lr)
+        self.depth = depth
+        self.num_heads = num_heads
+
+    def build_head(self, pl_module: Any, width: int) -> nn.Module:
+        """The pooler, and one layer."""
+        heads = self.num_heads or getattr(pl_module.context_encoder, "num_heads", None)
+        if heads is None:
+            raise ValueError(f"the encoder does not say how many heads it has: give the probe {self.name!r} num_heads")
+        return nn.Sequential(AttentivePooler(width, heads, self.depth), nn.Linear(width, self.num_classes))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """All of them: pooling is learned."""
+        return tokens

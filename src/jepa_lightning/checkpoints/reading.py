@@ -1,48 +1,27 @@
-"""Reading and writing weights: our own checkpoints, the official ones, and the formats of timm and Hugging Face.
+"""Reading checkpoints: our own, the official ones, and those of the Hugging Face hub.
 
 Everything is read with `weights_only=True` or as safetensors: a file cannot run code.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from jepa_lightning.networks import VisionTransformer
-
-StateDict = dict[str, Tensor]
+from jepa_lightning.checkpoints.hugging_face import read_hugging_face
+from jepa_lightning.checkpoints.sizes import StateDict, video_transformer_sizes, vision_transformer_sizes
+from jepa_lightning.networks import VideoTransformer, VisionTransformer
+from jepa_lightning.networks.video_transformer import Positions
 
 # The official names of the networks, and ours. Encoder and predictor sit in DDP (`module.`) and, for video, in one more
 # wrapper (`backbone.`).
 OFFICIAL_NETWORKS = {"encoder": "context_encoder", "predictor": "predictor", "target_encoder": "target_encoder"}
-
-# Published widths and their heads, which no shape tells.
-PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
-
-# Our (the official) names of a block's layers, and those on the Hugging Face hub; query, key and value are apart there.
-HUGGING_FACE_BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-HUGGING_FACE_REST = {
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
-}
 
 
 class Networks(NamedTuple):
@@ -51,7 +30,8 @@ class Networks(NamedTuple):
     Attributes:
         states: state dicts under `context_encoder`, `predictor`, `target_encoder` and, of our own checkpoints, every
             other network of the module, as far as they are there.
-        options: what the file says of `image_size` and `num_heads`, which no shape tells.
+        options: what the file says of `image_size`, `num_frames`, `num_heads` and `official` (whether positions rotate
+            as in V-JEPA 2's code), which no shape tells.
     """
 
     states: dict[str, StateDict]
@@ -59,7 +39,7 @@ class Networks(NamedTuple):
 
 
 def read_networks(path: str | Path) -> Networks:
-    """Read the networks of a checkpoint: ours, an official one, or a Hugging Face I-JEPA folder.
+    """Read the networks of a checkpoint: ours, an official one, or a Hugging Face folder.
 
     Args:
         path: a file, or a folder with `config.json` and `model.safetensors`.
@@ -70,7 +50,7 @@ def read_networks(path: str | Path) -> Networks:
     """
     path = Path(path)
     if path.is_dir():
-        return _read_hugging_face(path)
+        return Networks(*read_hugging_face(path))
     checkpoint = _read_file(path)
     if set(OFFICIAL_NETWORKS) <= set(checkpoint):
         return Networks({ours: _strip(checkpoint[theirs]) for theirs, ours in OFFICIAL_NETWORKS.items()}, {})
@@ -81,10 +61,11 @@ def read_networks(path: str | Path) -> Networks:
             states.setdefault(network, {})[name] = value
         if "target_encoder" in states:
             hparams = checkpoint.get("hyper_parameters", {})
-            return Networks(states, {name: hparams.get(name) for name in ("image_size", "num_heads")})
+            told = ("image_size", "num_frames", "num_heads", "official")
+            return Networks(states, {name: hparams[name] for name in told if name in hparams})
     raise ValueError(
         f"{path} has the entries {sorted(checkpoint)[:8]}: expected an official checkpoint (encoder, predictor, "
-        "target_encoder), one of this package (state_dict with a target_encoder), or a Hugging Face I-JEPA folder"
+        "target_encoder), one of this package (state_dict with a target_encoder), or a Hugging Face folder"
     )
 
 
@@ -114,14 +95,16 @@ def load_encoder(
     path: str | Path,
     network: str = "target_encoder",
     image_size: int | list[int] | None = None,
+    num_frames: int | None = None,
     num_heads: int | None = None,
-) -> VisionTransformer:
+) -> VisionTransformer | VideoTransformer:
     """The frozen encoder of any checkpoint that can be read: ours, official, or a Hugging Face folder.
 
     Args:
         path: a checkpoint file, or a folder in the layout of the Hugging Face hub.
         network: `target_encoder`, which the papers evaluate, or `context_encoder`.
         image_size: another size in pixels than the checkpoint's; the positions are rebuilt.
+        num_frames: of clips, another number than the checkpoint's.
         num_heads: attention heads, asked for only where neither the file nor a published width tells.
 
     Returns:
@@ -134,98 +117,34 @@ def load_encoder(
     networks = read_networks(path)
     if network not in networks.states:
         raise ValueError(f"{path} holds {', '.join(networks.states)}, not {network!r}")
-    state = networks.states[network]
-    sizes = vision_transformer_sizes(
-        state, image_size or networks.options.get("image_size"), num_heads or networks.options.get("num_heads")
-    )
-    side = sizes.pop("image_size")
-    encoder = VisionTransformer((side, side) if isinstance(side, int) else side, **sizes)
+    state, told = networks.states[network], networks.options
+    size, heads = image_size or told.get("image_size"), num_heads or told.get("num_heads")
+    encoder: VisionTransformer | VideoTransformer
+    if state.get("patch_embed.proj.weight", torch.empty(0)).ndim == 5:
+        sizes = video_transformer_sizes(state, size, num_frames or told.get("num_frames"), heads)
+        positions: Positions = "tiled_rope" if told.get("official", True) else "rope"
+        if "pos_embed" in state and (told or not _left_over(networks)):  # ours have nothing left over
+            positions = "sincos"
+        encoder = VideoTransformer(_pair(sizes.pop("image_size")), **sizes, positions=positions)
+    else:
+        sizes = vision_transformer_sizes(state, size, heads)
+        encoder = VisionTransformer(_pair(sizes.pop("image_size")), **sizes)
     _load(encoder, state, network)
     return encoder.eval().requires_grad_(False)
 
 
-def vision_transformer_sizes(
-    state: StateDict, image_size: int | list[int] | None = None, num_heads: int | None = None
-) -> dict[str, Any]:
-    """The sizes of the vision transformer that a state dict belongs to.
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return rows, columns
 
-    Args:
-        state: in the official names.
-        image_size: in pixels; without it, the square one whose grid has as many tokens as there are positions.
-        num_heads: attention heads; those of the published model of that width without.
 
-    Returns:
-        `image_size`, `patch_size`, `in_channels`, `embed_dim`, `depth`, `num_heads` and `mlp_ratio`.
+def _left_over(networks: Networks) -> bool:
+    """Whether the positions in a file are unused, as those in V-JEPA 2's released files are.
 
-    Raises:
-        ValueError: names of another network, or a number that must be given since no shape tells it.
+    The predictor gives it away: V-JEPA's has positions too, and two mask tokens, V-JEPA 2's has ten.
     """
-    if not {"patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"} <= set(state):
-        raise ValueError(
-            f"this encoder is no vision transformer of ours, its weights are named {', '.join(list(state)[:4])}, …: "
-            "take it from its own module, MyModule.load_from_checkpoint(path).target_encoder"
-        )
-    embed_dim, in_channels, *patch_size = state["patch_embed.proj.weight"].shape
-    if num_heads is None and embed_dim not in PUBLISHED_HEADS:
-        raise ValueError(f"no published model is {embed_dim} wide, and shapes do not tell the heads: give num_heads")
-    if image_size is None:
-        side = math.isqrt(state["pos_embed"].shape[1])
-        if side**2 != state["pos_embed"].shape[1]:
-            raise ValueError(f"{state['pos_embed'].shape[1]} positions are no square: give image_size=[rows, columns]")
-        image_size = [side * patch_size[0], side * patch_size[1]]
-    return {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "in_channels": in_channels,
-        "embed_dim": embed_dim,
-        "depth": _depth(state, "blocks"),
-        "num_heads": num_heads or PUBLISHED_HEADS[embed_dim],
-        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
-    }
-
-
-def predictor_sizes(state: StateDict) -> dict[str, int]:
-    """The width and depth of the predictor that a state dict in the official names belongs to."""
-    return {
-        "predictor_embed_dim": state["predictor_embed.weight"].shape[0],
-        "predictor_depth": _depth(state, "predictor_blocks"),
-    }
-
-
-def save_for_timm(encoder: VisionTransformer, path: str | Path) -> None:
-    """Write an encoder as safetensors that timm's VisionTransformer loads.
-
-    The model to load it into has neither class token nor a norm after pooling, as timm's own I-JEPA models:
-    `timm.create_model(name, class_token=False, global_pool="avg", fc_norm=False, num_classes=0, checkpoint_path=path)`,
-    with the `img_size` of the encoder.
-    """
-    save_file({name: value.detach().contiguous() for name, value in encoder.state_dict().items()}, path)
-
-
-def save_for_transformers(encoder: VisionTransformer, folder: str | Path) -> None:
-    """Write an encoder as a folder that `transformers.IJepaModel.from_pretrained(folder)` loads."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {}
-    for name, value in encoder.state_dict().items():
-        for theirs, part in _to_hugging_face(name, value.detach()):
-            state[theirs] = part.contiguous()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    rows, columns = encoder.patch_size
-    config = {
-        "architectures": ["IJepaModel"],
-        "model_type": "ijepa",
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.num_heads,
-        "intermediate_size": state["encoder.layer.0.intermediate.dense.weight"].shape[0],
-        "image_size": [encoder.grid[0] * rows, encoder.grid[1] * columns],
-        "patch_size": [rows, columns],
-        "num_channels": encoder.patch_embed.proj.in_channels,
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    predictor = networks.states.get("predictor", {})
+    return bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.2" in predictor)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -246,53 +165,21 @@ def _strip(state: StateDict) -> StateDict:
     return {re.sub(r"^(module\.|backbone\.)+", "", name): value for name, value in state.items()}
 
 
-def _depth(state: StateDict, blocks: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith(f"{blocks}."))
-
-
 def _load(network: nn.Module, state: StateDict, name: str) -> None:
     state = dict(state)
     # Positions are no weights: those of another grid give way to this network's own.
-    for positions, own in network.state_dict().items():
-        if positions.endswith("pos_embed") and positions in state and state[positions].shape != own.shape:
-            state[positions] = own
+    own = network.state_dict()
+    for positions in [entry for entry in state if entry.endswith("pos_embed")]:
+        if positions not in own:
+            warnings.warn(
+                f"the checkpoint's {name} has {positions}, which networks with rotary positions do not use. V-JEPA 2's "
+                "released files have it left over; if this is a file of V-JEPA, load it into VJEPA instead",
+                stacklevel=3,
+            )
+            del state[positions]
+        elif state[positions].shape != own[positions].shape:
+            state[positions] = own[positions]
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's {name} does not fit this module's: {error}") from error
-
-
-def _to_hugging_face(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """The hub's name for a weight of ours, or its three for the packed query, key and value."""
-    if name in HUGGING_FACE_REST:
-        return [(HUGGING_FACE_REST[name], value)]
-    _, index, layer, kind = re.fullmatch(r"(blocks)\.(\d+)\.(.+)\.(weight|bias)", name).groups()  # type: ignore[union-attr]
-    if layer == "attn.qkv":
-        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-        return [(f"encoder.layer.{index}.attention.attention.{part}.{kind}", piece) for part, piece in parts]
-    return [(f"encoder.layer.{index}.{HUGGING_FACE_BLOCK[layer]}.{kind}", value)]
-
-
-def _read_hugging_face(folder: Path) -> Networks:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        theirs = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder} is no Hugging Face model folder with config.json and model.safetensors: {error}"
-        ) from error
-    if config.get("model_type") != "ijepa":
-        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, expected 'ijepa'")
-    # A model with a head on top has its encoder under this prefix; the position of a module in the file is all else.
-    theirs = {name.removeprefix("ijepa."): value for name, value in theirs.items()}
-    state = {ours: theirs[name] for ours, name in HUGGING_FACE_REST.items()}
-    for index in range(config["num_hidden_layers"]):
-        for kind in ("weight", "bias"):
-            for ours, name in HUGGING_FACE_BLOCK.items():
-                state[f"blocks.{index}.{ours}.{kind}"] = theirs[f"encoder.layer.{index}.{name}.{kind}"]
-            attention = f"encoder.layer.{index}.attention.attention"
-            state[f"blocks.{index}.attn.qkv.{kind}"] = torch.cat(
-                [theirs[f"{attention}.{part}.{kind}"] for part in ("query", "key", "value")]
-            )
-    options = {"image_size": config["image_size"], "num_heads": config["num_attention_heads"]}
-    return Networks({"target_encoder": state}, options)

@@ -6,5 +6,7 @@ from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.lejepa import LeJEPA
+from jepa_lightning.modules.vjepa import VJEPA
+from jepa_lightning.modules.vjepa2 import VJEPA2
 
-__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "Latents", "LeJEPA"]
+__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "VJEPA", "VJEPA2", "Latents", "LeJEPA"]

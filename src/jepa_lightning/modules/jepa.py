@@ -7,6 +7,7 @@ import difflib
 import inspect
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,6 +40,8 @@ class JEPA(pl.LightningModule):
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
         momentum: momentum of the target encoder at the start and at the end, along a line.
+        stretch: the schedules are laid out for that many times the training's steps and cut off at its end, which is
+            what the official codes' `ipe_scale` does; 1 or more.
         regularizers: what is added to the loss against collapse: `vicreg` and `sigreg`, each with the options of
             `Regularizer`, such as `{"sigreg": {"weight": 0.05}}`.
         weights: a checkpoint (official or ours) whose networks this training starts from; read when the fit starts
@@ -63,6 +66,7 @@ class JEPA(pl.LightningModule):
         warmup: float = 0.1,
         weight_decay: tuple[float, float] = (0.04, 0.4),
         momentum: tuple[float, float] = (0.996, 1.0),
+        stretch: float = 1.0,
         regularizers: dict[str, dict[str, Any]] | None = None,
         weights: str | None = None,
         **unknown: Any,
@@ -72,11 +76,13 @@ class JEPA(pl.LightningModule):
             raise TypeError(_unknown_options(type(self), list(unknown)))
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
+        if stretch < 1:
+            raise ValueError(f"schedules can be stretched, by 1 or more, but not shrunk: got stretch={stretch}")
         self.save_hyperparameters()
         self.context_encoder = self.build_encoder()
         self.target_encoder = self.build_teacher(self.context_encoder)
-        self.predictor = self.build_predictor()
         self.masking = self.build_masking()
+        self.predictor = self.build_predictor()
         self.regularizers = nn.ModuleDict(self.build_regularizers())
 
     @abstractmethod
@@ -102,21 +108,31 @@ class JEPA(pl.LightningModule):
         return {name: Regularizer(name, width, **chosen) for name, chosen in options.items()}
 
     @abstractmethod
-    def latents(self, observation: Tensor, masks: Any = None) -> Latents:
-        """The embeddings of context, prediction and target of a batch; draws the masks if none are given."""
+    def latents(self, observation: Tensor, masks: Any = None) -> Latents | list[Latents]:
+        """The embeddings of context, prediction and target of a batch; draws the masks if none are given.
+
+        A list where a step makes several predictions.
+        """
 
     @abstractmethod
-    def energy(self, latents: Latents) -> Tensor:
+    def energy(self, latents: Any) -> Tensor:
         """How far each sample's prediction is from its target, `[B]`: low for compatible pairs."""
 
-    def loss(self, latents: Latents) -> dict[str, Tensor]:
-        """All terms by name; `"loss"` is what is minimised: the mean energy plus the regularisers."""
+    def loss(self, latents: Any) -> dict[str, Tensor]:
+        """All terms by name; `"loss"` is what is minimised: the mean energy plus the regularisers.
+
+        Of several predictions a step the terms are averaged.
+        """
         loss = energy = self.energy(latents).mean()
+        several = latents if isinstance(latents, list) else [latents]
         terms: dict[str, Tensor] = {}
         for name, regularizer in self.regularizers.items():
-            penalty, parts = regularizer(latents)
-            loss = loss + penalty
-            terms |= {f"{name}_{part}" if part else name: value for part, value in parts.items()}
+            for each in several:
+                penalty, parts = regularizer(each)
+                loss = loss + penalty / len(several)
+                for part, value in parts.items():
+                    term = f"{name}_{part}" if part else name
+                    terms[term] = terms.get(term, 0.0) + value / len(several)
         return {"loss": loss, "energy": energy, **terms} if terms else {"loss": loss}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -129,7 +145,7 @@ class JEPA(pl.LightningModule):
 
     def _step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         observation = batch if isinstance(batch, Tensor) else batch[0]
-        masks = self.draw_masks(len(observation), batch_idx)
+        masks = self.draw_masks(len(observation), batch_idx, self.grid(observation))
         latents = self.latents(observation, masks)
         terms = self.loss(latents)
         training = stage == "train"
@@ -141,14 +157,25 @@ class JEPA(pl.LightningModule):
                 sync_dist=not training,
                 batch_size=len(observation),
             )
-        return {**terms, "latents": latents.detach(), "masks": masks}
+        detached = [each.detach() for each in latents] if isinstance(latents, list) else latents.detach()
+        return {**terms, "latents": detached, "masks": masks}
 
-    def draw_masks(self, batch_size: int, batch_idx: int) -> Any:
-        """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same."""
+    def grid(self, observation: Tensor) -> tuple[int, ...]:
+        """The token grid of a batch of observations: the encoder's, unless a method takes several sizes."""
+        return self.context_encoder.grid
+
+    def draw_masks(self, batch_size: int, batch_idx: int, grid: Sequence[int] | None = None) -> Any:
+        """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same.
+
+        Args:
+            batch_size: number of observations.
+            batch_idx: number of the batch in its epoch.
+            grid: of their tokens; the encoder's by default.
+        """
         epoch = self.current_epoch if self.training else -1
         seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank)) % 2**63
         generator = Generator(self.device).manual_seed(seed)
-        return self.masking(batch_size, self.context_encoder.grid, generator=generator)
+        return self.masking(batch_size, grid or self.context_encoder.grid, generator=generator)
 
     def train(self, mode: bool = True) -> JEPA:
         """Put all but the teachers into training mode: a target encoder with dropout would aim at noise."""
@@ -172,20 +199,25 @@ class JEPA(pl.LightningModule):
             lr=hparams.lr,
         )
         # The official counter is advanced before the step that uses it: the first step is number one.
-        warmup = hparams.warmup * total
         scheduler = ScheduledOptions(
             optimizer,
-            lr=lambda step: warmup_cosine(step + 1, total, warmup, hparams.start_lr, hparams.lr, hparams.final_lr),
-            weight_decay=lambda step: cosine(step + 1, total, *hparams.weight_decay),
+            lr=lambda step: self.learning_rate(step + 1, total),
+            weight_decay=lambda step: cosine(step + 1, hparams.stretch * total, *hparams.weight_decay),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from one, of a training of `total` steps."""
+        hparams = self.hparams
+        warmup, end = hparams.warmup * total, hparams.stretch * total
+        return warmup_cosine(step, end, warmup, hparams.start_lr, hparams.lr, hparams.final_lr)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The teacher's callback, if there is a teacher, unless the Trainer was given one."""
         given = any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks)
         if given or not students_and_teachers(self):
             return []
-        return [EMATargetEncoder(self.hparams.momentum)]
+        return [EMATargetEncoder(self.hparams.momentum, self.hparams.stretch)]
 
     def on_fit_start(self) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""

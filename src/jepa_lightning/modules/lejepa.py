@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightly.models.modules.heads import LeJEPAProjectionHead
 from torch import Tensor, nn
@@ -145,7 +147,7 @@ class LeJEPA(JEPA):
         """The mean squared distance of an image's views from their centre, `[B]`."""
         return (latents.prediction - latents.target).square().flatten(1).mean(1)
 
-    def loss(self, latents: Latents) -> dict[str, Tensor]:
+    def loss(self, latents: Any) -> dict[str, Tensor]:
         """The views' disagreement, and how far the projections of each view are from a Gaussian."""
         energy = self.energy(latents).mean()
         sigreg = self.sigreg(latents.prediction.squeeze(2).transpose(0, 1))

@@ -1,0 +1,110 @@
+"""A probe without weights: the vote of the nearest training images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_lightning.callbacks.probes import UNLABELLED, Probe, Source
+
+
+class KNNProbe(Probe):
+    """A nearest-neighbour classifier on the features of the latest training images. Logs `accuracy`.
+
+    Features are standardised by the bank's mean and std; the `k` nearest by cosine similarity vote with weights
+    `exp(similarity / temperature)`. Nothing is fitted, so it cannot lag behind the encoder, and it takes any number of
+    classes.
+
+    Args:
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch that holds the class; the batch's second item without.
+        source: `features`, or `observation` for the raw input.
+        k: neighbours that vote (all of the bank if it holds fewer).
+        temperature: of the votes, above zero.
+        bank_size: training images kept on each process.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Source: the weighted vote is that of Wu et al. (arXiv 1805.01978), section 3.4.
+    """
+
+    def __init__(
+        self,
+        name: str = "knn",
+        label: str | None = None,
+        source: Source = "features",
+        k: int = 20,
+        temperature: float = 0.07,
+        bank_size: int = 10_000,
+    ) -> None:
+        super().__init__(name, label, source)
+        if k < 1 or temperature <= 0 or bank_size < 1:
+            raise ValueError(f"k, temperature and bank_size must be positive, got {k}, {temperature}, {bank_size}")
+        self.k = k
+        self.temperature = temperature
+        self.bank_size = bank_size
+        self._inputs: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._bank_labels: Tensor | None = None
+        self._next = 0
+
+    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
+        """Put the labelled images of the batch into the bank, over the oldest entries."""
+        # No more than fit: a place written twice would get either.
+        inputs, labels = (kept[labels != UNLABELLED][-self.bank_size :] for kept in (inputs, labels))
+        if self._inputs is None or self._labels is None:
+            self._inputs = inputs.new_zeros(self.bank_size, inputs.shape[1])
+            self._labels = labels.new_full((self.bank_size,), UNLABELLED)
+        self._inputs, self._labels = self._inputs.to(inputs.device), self._labels.to(labels.device)
+        places = (self._next + torch.arange(len(inputs), device=inputs.device)) % self.bank_size
+        self._inputs[places], self._labels[places] = inputs, labels
+        self._next = int((self._next + len(inputs)) % self.bank_size)
+
+    @property
+    def _classes(self) -> int:
+        assert self._bank_labels is not None
+        return int(self._bank_labels.max()) + 1
+
+    @property
+    def _fitted(self) -> bool:
+        return self._bank_labels is not None and len(self._bank_labels) > 0
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect the banks of all processes, once a validation."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        if self._inputs is None or self._labels is None:
+            return
+        width, device = self._inputs.shape[1], pl_module.device  # a checkpoint's bank lies on the CPU
+        inputs = torch.as_tensor(pl_module.all_gather(self._inputs.to(device))).view(-1, width)
+        labels = torch.as_tensor(pl_module.all_gather(self._labels.to(device))).view(-1)
+        filled = labels != UNLABELLED
+        if not filled.any():
+            return
+        inputs = inputs[filled]
+        self._mean, self._std = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
+        self._bank, self._bank_labels = self._normalize(inputs), labels[filled]
+
+    def _normalize(self, inputs: Tensor) -> Tensor:
+        return F.normalize((inputs - self._mean) / self._std, dim=1)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The class with the largest vote."""
+        assert self._bank_labels is not None
+        similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
+        # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
+        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
+        votes = weights.new_zeros(len(inputs), self._classes)
+        return votes.scatter_add_(1, self._bank_labels[neighbours], weights).argmax(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bank."""
+        return {"inputs": self._inputs, "labels": self._labels, "next": self._next}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the bank of the checkpoint."""
+        self._inputs, self._labels, self._next = (state_dict[name] for name in ("inputs", "labels", "next"))

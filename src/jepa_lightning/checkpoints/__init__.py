@@ -1,0 +1,32 @@
+"""Reading and writing weights: our own checkpoints, the official ones, and the formats of timm and Hugging Face."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from jepa_lightning.checkpoints.hugging_face import save_for_transformers
+from jepa_lightning.checkpoints.reading import Networks, load_encoder, load_networks, read_networks
+from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
+from jepa_lightning.networks import VisionTransformer
+
+__all__ = [
+    "Networks",
+    "load_encoder",
+    "load_networks",
+    "predictor_sizes",
+    "read_networks",
+    "save_for_timm",
+    "save_for_transformers",
+    "video_transformer_sizes",
+    "vision_transformer_sizes",
+]
+
+
+def save_for_timm(encoder: VisionTransformer, path: str | Path) -> None:
+    """Write an encoder as safetensors that timm's VisionTransformer loads.
+
+    The model to load it into has neither class token nor a norm after pooling, as timm's own I-JEPA models:
+    `timm.create_model(name, class_token=False, global_pool="avg", fc_norm=False, num_classes=0, checkpoint_path=path)`,
+    with the `img_size` of the encoder.
+    """
+    save_file({name: value.detach().contiguous() for name, value in encoder.state_dict().items()}, path)

@@ -1,0 +1,144 @@
+"""What networks a checkpoint's weights belong to, read off their shapes and positions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa_lightning.networks.tokens import sincos_positions
+
+StateDict = dict[str, Tensor]
+
+# Published widths and their heads, which no shape tells. The giant differs between images and videos.
+PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
+PUBLISHED_VIDEO_HEADS = PUBLISHED_HEADS | {1408: 22}
+PUBLISHED_CLIP = (64, 256)  # frames and side of V-JEPA 2's released models, whose rotary positions fit any
+
+
+def vision_transformer_sizes(
+    state: StateDict, image_size: int | list[int] | None = None, num_heads: int | None = None
+) -> dict[str, Any]:
+    """The sizes of the vision transformer that a state dict belongs to.
+
+    Args:
+        state: in the official names.
+        image_size: in pixels; without it, the square one whose grid has as many tokens as there are positions.
+        num_heads: attention heads; those of the published model of that width without.
+
+    Returns:
+        `image_size`, `patch_size`, `in_channels`, `embed_dim`, `depth`, `num_heads` and `mlp_ratio`.
+
+    Raises:
+        ValueError: names of another network, or a number that must be given since no shape tells it.
+    """
+    _expect(state, 4, "pos_embed")
+    embed_dim, in_channels, *patch_size = state["patch_embed.proj.weight"].shape
+    if image_size is None:
+        side = math.isqrt(state["pos_embed"].shape[1])
+        if side**2 != state["pos_embed"].shape[1]:
+            raise ValueError(f"{state['pos_embed'].shape[1]} positions are no square: give image_size=[rows, columns]")
+        image_size = [side * patch_size[0], side * patch_size[1]]
+    return {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        **_transformer_sizes(state, embed_dim, num_heads, PUBLISHED_HEADS),
+    }
+
+
+def video_transformer_sizes(
+    state: StateDict,
+    image_size: int | list[int] | None = None,
+    num_frames: int | None = None,
+    num_heads: int | None = None,
+) -> dict[str, Any]:
+    """The sizes of the video transformer that a state dict belongs to.
+
+    Args:
+        state: in the official names. Positions that are added tell the size of the clips; rotary ones, of which there
+            is nothing in the state, fit any, and the size is then that of V-JEPA 2's released models.
+        image_size: in pixels, another than that.
+        num_frames: another number of frames.
+        num_heads: attention heads; those of the published model of that width without.
+
+    Returns:
+        `image_size`, `num_frames`, `patch_size`, `tubelet_size`, `in_channels`, `embed_dim`, `depth`, `num_heads` and
+        `mlp_ratio`.
+
+    Raises:
+        ValueError: names of another network, or a number that must be given since nothing tells it.
+    """
+    _expect(state, 5)
+    embed_dim, in_channels, tubelet_size, *patch_size = state["patch_embed.proj.weight"].shape
+    frames, side = PUBLISHED_CLIP
+    size: int | list[int] = side
+    if "pos_embed" in state and (image_size is None or num_frames is None):
+        length, rows, columns = _grid_of_positions(state["pos_embed"])
+        frames, size = length * tubelet_size, [rows * patch_size[0], columns * patch_size[1]]
+    return {
+        "image_size": image_size or size,
+        "num_frames": num_frames or frames,
+        "patch_size": patch_size,
+        "tubelet_size": tubelet_size,
+        "in_channels": in_channels,
+        **_transformer_sizes(state, embed_dim, num_heads, PUBLISHED_VIDEO_HEADS),
+    }
+
+
+def predictor_sizes(state: StateDict) -> dict[str, int]:
+    """The width, depth and number of mask tokens (where there are several) of the predictor of a state dict."""
+    mask_tokens = sum(name.startswith("mask_tokens.") for name in state)
+    return {
+        "predictor_embed_dim": state["predictor_embed.weight"].shape[0],
+        "predictor_depth": _depth(state, "predictor_blocks"),
+        **({"num_mask_tokens": mask_tokens} if mask_tokens else {}),
+    }
+
+
+def _expect(state: StateDict, dimensions: int, *further: str) -> None:
+    """Refuse the weights of other networks, and of patches of another number of dimensions."""
+    needed = {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", *further}
+    if not needed <= set(state):
+        raise ValueError(
+            f"this encoder is no vision transformer of ours, its weights are named {', '.join(list(state)[:4])}, …: "
+            "take it from its own module, MyModule.load_from_checkpoint(path).target_encoder"
+        )
+    if state["patch_embed.proj.weight"].ndim != dimensions:
+        kinds = {4: "images", 5: "clips"}
+        raise ValueError(
+            f"this encoder takes {kinds[state['patch_embed.proj.weight'].ndim]}, expected one of {kinds[dimensions]}: "
+            "I-JEPA's checkpoints load into IJEPA, those of V-JEPA into VJEPA, and of V-JEPA 2 into VJEPA2"
+        )
+
+
+def _transformer_sizes(
+    state: StateDict, embed_dim: int, num_heads: int | None, published: dict[int, int]
+) -> dict[str, Any]:
+    if num_heads is None and embed_dim not in published:
+        raise ValueError(f"no published model is {embed_dim} wide, and shapes do not tell the heads: give num_heads")
+    return {
+        "embed_dim": embed_dim,
+        "depth": _depth(state, "blocks"),
+        "num_heads": num_heads or published[embed_dim],
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+    }
+
+
+def _depth(state: StateDict, blocks: str) -> int:
+    return 1 + max(int(name.split(".")[1]) for name in state if name.startswith(f"{blocks}."))
+
+
+def _grid_of_positions(positions: Tensor) -> tuple[int, int, int]:
+    """The grid whose sine-cosine positions these `[1, N, D]` are: their number alone tells no frames from rows."""
+    _, tokens, dim = positions.shape
+    divisors = [number for number in range(1, tokens + 1) if tokens % number == 0]
+    for frames, rows in itertools.product(divisors, divisors):
+        if tokens % (frames * rows) == 0:
+            grid = (frames, rows, tokens // (frames * rows))
+            if torch.allclose(sincos_positions(grid, dim), positions.float().cpu(), atol=1e-3):
+                return grid
+    raise ValueError(f"no grid has these {tokens} positions: give image_size and num_frames")

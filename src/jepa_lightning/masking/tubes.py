@@ -1,0 +1,208 @@
+"""Masks of clips: blocks that run through all frames (V-JEPA, section 3.1), and random tubes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from jepa_lightning.masking.multiblock import Masks, uniform
+
+ATTEMPTS = 4  # sets of blocks drawn for a clip that is to have room for its context and enough to predict
+
+
+class TubeMasking:
+    """Draw `num_blocks` blocks a clip whose union is to be predicted from what they leave.
+
+    Every block draws its own scale, aspect ratio and place, and runs through all frames unless `temporal_scale` says
+    otherwise. The numbers of context and target tokens are fixed shares of the grid, and so do not depend on the batch:
+    the context is a random choice among the tokens outside the blocks, the target (one set, M = 1) among those inside,
+    no frame more often than another. Of `ATTEMPTS` sets of blocks a clip takes the first that has enough of both;
+    should none have, tokens of the other kind fill up. No token is ever both context and target.
+
+    With `official=True` the masks are those of the official code, faults included: one block size a batch, and the
+    tokens of all clips cut to the fewest in the batch by dropping the last frames, so that the task changes with the
+    batch size and the end of a clip is hardly ever seen or predicted.
+
+    Args:
+        num_blocks: blocks a clip.
+        spatial_scale: range of a block's share of a frame.
+        temporal_scale: range of a block's share of the clip's length.
+        aspect: range of a block's height over its width.
+        context_ratio: share of the grid that is context (not used by `official`).
+        target_ratio: share of the grid that is predicted (not used by `official`).
+        official: reproduce the official sampler.
+
+    The defaults are V-JEPA's short-range masks; its long-range ones are two blocks of scale 0.7, with shares of 0.07
+    and 0.7. The shares are close to those of the official sampler at the published 24 clips a GPU.
+
+    Raises:
+        ValueError: a range that is empty or leaves (0, 1], shares that do not fit into one grid, or no block.
+
+    Source: V-JEPA (arXiv 2404.08471), section 3.1 and appendix B.
+
+    >>> masks = TubeMasking()(4, (8, 14, 14), generator=torch.Generator().manual_seed(0))
+    >>> masks.context.shape, masks.targets.shape
+    (torch.Size([4, 376]), torch.Size([4, 1, 745]))
+    """
+
+    def __init__(
+        self,
+        num_blocks: int = 8,
+        spatial_scale: tuple[float, float] = (0.15, 0.15),
+        temporal_scale: tuple[float, float] = (1.0, 1.0),
+        aspect: tuple[float, float] = (0.75, 1.5),
+        context_ratio: float = 0.24,
+        target_ratio: float = 0.475,
+        official: bool = False,
+    ) -> None:
+        for name, (low, high) in {"spatial_scale": spatial_scale, "temporal_scale": temporal_scale}.items():
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} must be a range within (0, 1], got {(low, high)}")
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"aspect must be a range of positive numbers, got {tuple(aspect)}")
+        if not (context_ratio > 0 and target_ratio > 0 and context_ratio + target_ratio <= 1):
+            raise ValueError(
+                "context_ratio and target_ratio must be positive shares of one grid, "
+                f"got {context_ratio} and {target_ratio}"
+            )
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        self.num_blocks = num_blocks
+        self.spatial_scale = spatial_scale
+        self.temporal_scale = temporal_scale
+        self.aspect = aspect
+        self.context_ratio = context_ratio
+        self.target_ratio = target_ratio
+        self.official = official
+
+    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
+        """Draw the masks of a batch, on the generator's device.
+
+        Args:
+            batch_size: number of clips B.
+            grid: `(frames, rows, columns)` of the token grid.
+            generator: source of all randomness; torch's default one without.
+
+        Raises:
+            ValueError: a grid too small for a token of each kind.
+        """
+        generator = generator or torch.default_generator
+        if self.official:
+            return self._official(batch_size, grid, generator)
+        context_tokens, target_tokens = self.token_counts(grid)
+        covered = self._cover((batch_size, ATTEMPTS, self.num_blocks), grid, generator)
+        inside = covered.sum(2)
+        enough = (inside >= target_tokens) & (math.prod(grid) - inside >= context_tokens)
+        first = enough.int().argmax(1)  # the first set where none will do
+        covered = covered[torch.arange(batch_size, device=first.device), first]
+        # Outside first, inside last, at random among the same: the context comes from one end, the target from the
+        # other.
+        order = (covered + uniform(covered.shape, generator)).argsort(1)
+        return Masks(order[:, :context_tokens], order[:, None, -target_tokens:])
+
+    def token_counts(self, grid: Sequence[int]) -> tuple[int, int]:
+        """`(context_tokens, target_tokens)` on a grid.
+
+        Raises:
+            ValueError: a grid too small for a token of each kind.
+        """
+        tokens = math.prod(grid)
+        context, target = (max(1, round(ratio * tokens)) for ratio in (self.context_ratio, self.target_ratio))
+        if context + target > tokens:
+            raise ValueError(f"a {tuple(grid)} grid is too small for {context} context and {target} target tokens")
+        return context, target
+
+    def _cover(self, shape: tuple[int, ...], grid: Sequence[int], generator: Generator) -> Tensor:
+        """Which tokens lie in any of some blocks: BoolTensor `[*shape[:-1], N]`."""
+        length = (uniform(shape, generator, *self.temporal_scale) * grid[0]).floor().clamp(min=1)
+        height, width = self._sides(
+            uniform(shape, generator, *self.spatial_scale), uniform(shape, generator, *self.aspect), grid
+        )
+        return self._union((length, height, width), grid, generator)
+
+    def _sides(self, scale: Tensor, aspect: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Height and width of blocks, at least one token and at most the frame."""
+        area = (scale * (grid[1] * grid[2])).floor()
+        height = (area * aspect).sqrt().round().clamp(1, grid[1])
+        return height, (area / aspect).sqrt().round().clamp(1, grid[2])
+
+    def _union(self, sides: Sequence[Tensor], grid: Sequence[int], generator: Generator) -> Tensor:
+        """Which tokens lie in any of some blocks of given sides, at places drawn here: BoolTensor `[..., N]`."""
+        axes = []
+        for side, cells in zip(sides, grid, strict=True):
+            start = (uniform(side.shape, generator) * (cells - side + 1)).floor().unsqueeze(-1)
+            cell = torch.arange(cells, device=side.device)
+            axes.append(((cell >= start) & (cell < start + side.unsqueeze(-1))).float())
+        frames, rows, columns = axes
+        places = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
+        return (frames.mT @ places > 0).flatten(-2)  # a product of matrices counts the blocks that a token lies in
+
+    def _official(self, batch_size: int, grid: Sequence[int], generator: Generator) -> Masks:
+        """The official sampler: `src/masks/multiblock3d.py` of facebookresearch/jepa."""
+        length = max(1, int(float(uniform((), generator, *self.temporal_scale)) * grid[0]))
+        height, width = self._sides(
+            uniform((), generator, *self.spatial_scale), uniform((), generator, *self.aspect), grid
+        )
+        sides = (torch.full_like(height, length), height, width)
+        if all(float(side) == cells for side, cells in zip(sides, grid, strict=True)):
+            raise ValueError(f"blocks of this scale cover the whole of a {tuple(grid)} grid and leave no context")
+        shape = (batch_size, self.num_blocks)
+        covered = torch.ones(batch_size, math.prod(grid), dtype=torch.bool, device=height.device)
+        missing = torch.arange(batch_size, device=height.device)
+        while len(missing):  # clips without any context are drawn again
+            number = (len(missing), *shape[1:])
+            covered[missing] = self._union([side.expand(number) for side in sides], grid, generator)
+            missing = missing[covered[missing].all(1)]
+        return Masks(_first(~covered), _first(covered).unsqueeze(1))
+
+
+class RandomTubeMasking:
+    """Hide a random choice of places through all frames: the baseline that V-JEPA's blocks are measured against.
+
+    Args:
+        ratio: share of the places that is hidden, and predicted.
+
+    Raises:
+        ValueError: a ratio outside (0, 1).
+
+    Source: V-JEPA (arXiv 2404.08471), table 4, after VideoMAE (arXiv 2203.12602).
+
+    >>> RandomTubeMasking()(2, (4, 6, 6), generator=torch.Generator().manual_seed(0)).context.shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(self, ratio: float = 0.9) -> None:
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
+        self.ratio = ratio
+
+    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
+        """Draw the masks of a batch, on the generator's device; the arguments are those of `TubeMasking`."""
+        generator = generator or torch.default_generator
+        places = grid[1] * grid[2]
+        visible = min(max(1, round((1 - self.ratio) * places)), places - 1)
+        if visible < 1:
+            raise ValueError(f"a {tuple(grid)} grid has no two places, one to see and one to hide")
+        order = uniform((batch_size, places), generator).argsort(1).unsqueeze(1)
+        frames = torch.arange(grid[0], device=order.device).view(-1, 1) * places
+        return Masks(
+            (frames + order[..., :visible]).flatten(1), (frames + order[..., visible:]).flatten(1).unsqueeze(1)
+        )
+
+
+class MaskingList(list[Any]):
+    """Several maskings, of which each makes a prediction: V-JEPA's short-range and long-range masks."""
+
+    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> list[Masks]:
+        """The masks of each."""
+        return [masking(batch_size, grid, generator) for masking in self]
+
+
+def _first(tokens: Tensor) -> Tensor:
+    """The indices of the first tokens of each row of a BoolTensor, as many as the row with the fewest has."""
+    fewest = int(tokens.sum(1).min())
+    return (tokens & (tokens.cumsum(1) <= fewest)).nonzero()[:, 1].view(len(tokens), fewest)

@@ -1,0 +1,206 @@
+"""V-JEPA: predict the embeddings of what blocks of a clip hide (Bardes et al., arXiv 2404.08471)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_networks, video_transformer_sizes
+from jepa_lightning.losses import Distance, latent_distance
+from jepa_lightning.masking import MaskingList, Masks, TubeMasking
+from jepa_lightning.modules.ijepa import pair
+from jepa_lightning.modules.jepa import JEPA
+from jepa_lightning.modules.latents import Latents
+from jepa_lightning.networks import VideoPredictor, VideoTransformer, gather_tokens
+from jepa_lightning.networks.video_transformer import Positions
+
+SHORT_RANGE: dict[str, Any] = {"num_blocks": 8, "spatial_scale": [0.15, 0.15]}
+LONG_RANGE: dict[str, Any] = {
+    "num_blocks": 2,
+    "spatial_scale": [0.7, 0.7],
+    "context_ratio": 0.07,
+    "target_ratio": 0.7,
+}
+
+
+class VJEPA(JEPA):
+    """Video joint-embedding predictive architecture. The defaults are those of the published ViT-L/16.
+
+    Observations are clips `[B, C, T, H, W]` of any length and size that tubelets fit, one of each a batch, or images
+    `[B, C, H, W]`, which are taken as the frames of one tubelet. The step makes a prediction for each kind of mask, and
+    so gives a list of `Latents`, of one set of target tokens each (M = 1).
+
+    Args:
+        image_size: side of the frames in pixels, or `[rows, columns]`.
+        num_frames: frames of a clip, a multiple of the tubelet size.
+        patch_size: side of a patch in pixels, or `[rows, columns]`; divides the image size.
+        tubelet_size: frames that a token spans.
+        in_channels: number of channels.
+        embed_dim: width of the encoder's tokens.
+        depth: blocks of the encoder.
+        num_heads: attention heads of the encoder.
+        mlp_ratio: width of the encoder's MLPs over `embed_dim`.
+        predictor_embed_dim: width of the predictor.
+        predictor_depth: blocks of the predictor.
+        predictor_num_heads: attention heads of the predictor; the encoder's by default.
+        num_mask_tokens: mask tokens of the predictor, of which each kind of mask uses its own; one a kind by default.
+        masks: the options of a `TubeMasking` for each kind of mask; the published short-range and long-range masks by
+            default.
+        distance: between prediction and target: `l1` as published, `l2` or `smooth_l1`.
+        **optimization: the options of `JEPA`: learning rate, weight decay, momentum, weights to start from.
+    """
+
+    def __init__(
+        self,
+        image_size: int | list[int] = 224,
+        num_frames: int = 16,
+        patch_size: int | list[int] = 16,
+        tubelet_size: int = 2,
+        in_channels: int = 3,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        predictor_embed_dim: int = 384,
+        predictor_depth: int = 12,
+        predictor_num_heads: int | None = None,
+        num_mask_tokens: int | None = None,
+        masks: list[dict[str, Any]] | None = None,
+        distance: Distance = "l1",
+        **optimization: Any,
+    ) -> None:
+        if distance not in get_args(Distance):
+            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
+        super().__init__(**optimization)
+
+    @property
+    def positions(self) -> Positions:
+        """How encoder and predictor know where a token is."""
+        return "sincos"
+
+    def build_encoder(self) -> nn.Module:
+        """The vision transformer f on tubelets; context and target encoder start as copies of it."""
+        hparams = self.hparams
+        return VideoTransformer(
+            pair(hparams.image_size),
+            hparams.num_frames,
+            pair(hparams.patch_size),
+            hparams.tubelet_size,
+            hparams.in_channels,
+            hparams.embed_dim,
+            hparams.depth,
+            hparams.num_heads,
+            hparams.mlp_ratio,
+            self.positions,
+        )
+
+    def build_masking(self) -> MaskingList:
+        """A masking for each kind of mask."""
+        maskings = MaskingList(TubeMasking(**options) for options in self.hparams.masks or [SHORT_RANGE, LONG_RANGE])
+        maskings(1, self.context_encoder.grid)  # raises what does not fit
+        return maskings
+
+    def build_predictor(self) -> nn.Module:
+        """The narrow transformer g, with a mask token for each kind of mask."""
+        hparams = self.hparams
+        used = {self.mask_token(kind) for kind in range(len(self.masking))}
+        predictor = VideoPredictor(
+            self.context_encoder.grid,
+            self.context_encoder.embed_dim,
+            hparams.predictor_embed_dim,
+            hparams.predictor_depth,
+            hparams.predictor_num_heads or hparams.num_heads,
+            hparams.num_mask_tokens or max(used) + 1,
+            self.positions,
+        )
+        for index, token in enumerate(predictor.mask_tokens):
+            token.requires_grad_(index in used)  # DDP would wait for the gradients of the others
+        return predictor
+
+    def mask_token(self, kind: int) -> int:
+        """Which mask token stands for the targets of a kind of mask."""
+        return kind
+
+    def grid(self, observation: Tensor) -> tuple[int, ...]:
+        """The token grid of a batch of clips or images."""
+        return self.context_encoder.grid_of(observation)
+
+    def latents(self, observation: Tensor, masks: Sequence[Masks] | None = None) -> list[Latents]:
+        """Encode the whole clip for the targets, and for each mask encode the context and predict.
+
+        Args:
+            observation: clips `[B, C, T, H, W]` or images `[B, C, H, W]`.
+            masks: context and target indices of each kind of mask; drawn if not given.
+
+        Raises:
+            ValueError: clips that tubelets do not fit, or more kinds of masks than mask tokens.
+        """
+        grid = self.grid(observation)
+        drawn = self.masking(len(observation), grid) if masks is None else masks
+        kinds = [drawn] if isinstance(drawn, Masks) else drawn
+        with torch.no_grad():
+            features = self.target_encoder(observation)
+            targets = F.layer_norm(features, features.shape[-1:])
+        several = []
+        for kind, (context_indices, target_indices) in enumerate(kinds):
+            seen, hidden = context_indices.to(observation.device), target_indices.to(observation.device)
+            context = self.context_encoder(observation, seen)
+            prediction = self.predictor(context, seen, hidden, mask_index=self.mask_token(kind), grid=grid)
+            several.append(Latents(context, prediction, gather_tokens(targets, hidden), features))
+        return several
+
+    def energy(self, latents: Latents | list[Latents]) -> Tensor:
+        """The distance between prediction and layer-normed target, averaged over masks, tokens and features, `[B]`."""
+        several = latents if isinstance(latents, list) else [latents]
+        distances = [latent_distance(each.prediction, each.target, self.hparams.distance) for each in several]
+        return torch.stack(distances).mean(0)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As published: encoder and predictor each by their own norm, and not before the end of the warm-up."""
+        warmup = self.hparams.warmup * self.trainer.estimated_stepping_batches
+        if gradient_clip_val and self.trainer.global_step >= warmup:
+            for network in (self.context_encoder, self.predictor):
+                nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
+
+    @classmethod
+    def from_official(
+        cls,
+        path: str,
+        image_size: int | list[int] | None = None,
+        num_frames: int | None = None,
+        num_heads: int | None = None,
+        predictor_num_heads: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """A module of the sizes and weights (encoder, predictor, teacher) of an official checkpoint, to train on with.
+
+        Args:
+            path: a file in the layout of facebookresearch/jepa or vjepa2 (`encoder`, `predictor`, `target_encoder`).
+            image_size: another size than the checkpoint's positions tell.
+            num_frames: another length than the checkpoint's positions tell.
+            num_heads: attention heads of the encoder, asked for only where the width is none of the published ones.
+            predictor_num_heads: those of the predictor; the method's default without.
+            **options: everything else that the module takes.
+
+        Raises:
+            ValueError: a file that is not such a checkpoint, or sizes that it does not tell.
+        """
+        networks = read_networks(path)
+        sizes = video_transformer_sizes(networks.states["target_encoder"], image_size, num_frames, num_heads)
+        sizes |= predictor_sizes(networks.states["predictor"])
+        if predictor_num_heads is not None:
+            sizes["predictor_num_heads"] = predictor_num_heads
+        module = cls(**sizes, **options)
+        load_networks(module, networks)
+        return module

@@ -1,0 +1,67 @@
+"""Attentive pooling: one vector of many tokens, by a query that is learned."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from jepa_lightning.networks.rotary import RotaryBlock
+from jepa_lightning.networks.tokens import init_transformer
+
+
+class CrossAttentionBlock(nn.Module):
+    """A query attends to tokens: `q ← q + A(q, LN(x))`, `q ← q + MLP(LN(q))`, where A has no output projection."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+
+    def forward(self, query: Tensor, x: Tensor) -> Tensor:
+        """Query `[B, Q, dim]` and tokens `[B, N, dim]` to `[B, Q, dim]`."""
+        q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(self.norm1(x)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query = query + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return query + self.mlp(self.norm2(query))
+
+
+class AttentivePooler(nn.Module):
+    """Pool tokens with one learned query, after `depth - 1` blocks of self-attention among the tokens.
+
+    Args:
+        embed_dim: width D of the tokens.
+        num_heads: attention heads a block.
+        depth: number of blocks: 1 as in V-JEPA's probe, 4 as in V-JEPA 2's.
+
+    Raises:
+        ValueError: heads that do not share the width, or no block.
+
+    Source: V-JEPA (arXiv 2404.08471), appendix D; V-JEPA 2 (arXiv 2506.09985), section 5 and appendix.
+
+    >>> AttentivePooler(12, num_heads=3)(torch.zeros(2, 5, 12)).shape
+    torch.Size([2, 12])
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, depth: int = 1) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"a width of {embed_dim} cannot be split among {num_heads} heads")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, the block with the query, got {depth}")
+        self.query = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.blocks = nn.ModuleList(RotaryBlock(embed_dim, num_heads) for _ in range(depth - 1))
+        self.cross_attention = CrossAttentionBlock(embed_dim, num_heads)
+        self.apply(init_transformer)
+        nn.init.trunc_normal_(self.query, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens `[B, N, D]` to `[B, D]`."""
+        for block in self.blocks:
+            x = block(x, None)
+        return self.cross_attention(self.query.expand(len(x), -1, -1), x).squeeze(1)
