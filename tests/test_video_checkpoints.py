@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,7 @@ import transformers
 from helpers import GOLDEN, GOLDEN_VIDEO, TINY_VIDEO, assert_close, loader, quiet_trainer, random_clips
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from jepa_lightning import IJEPA, VJEPA, VJEPA2, load_encoder, save_for_transformers
 from jepa_lightning.checkpoints import (
@@ -23,6 +25,7 @@ from jepa_lightning.checkpoints import (
     vision_transformer_sizes,
 )
 from jepa_lightning.networks import VideoPredictor, VideoTransformer, VisionTransformer
+from jepa_lightning.networks.tokens import sincos_positions
 
 OFFICIAL = {method: str(folder / "checkpoint.pt") for method, folder in GOLDEN_VIDEO.items()}
 METHODS: dict[str, type[VJEPA]] = {"vjepa": VJEPA, "vjepa2": VJEPA2}
@@ -121,6 +124,19 @@ def test_positions_tell_the_grid(grid: tuple[int, int, int], dim: int) -> None:
         video_transformer_sizes(state | {"pos_embed": state["pos_embed"] + 0.1}, num_heads=1)
 
 
+def test_positions_of_a_large_grid_tell_it_quickly() -> None:
+    """Those of the published ViT-H at 384 pixels: less than it takes to compute a hundred tables of that size."""
+    state = {
+        "pos_embed": sincos_positions((8, 24, 24), 1280),
+        "patch_embed.proj.weight": torch.empty(1280, 3, 2, 16, 16),
+    }
+    state["blocks.0.mlp.fc1.weight"] = torch.empty(5120, 1280)
+    start = time.perf_counter()
+    sizes = video_transformer_sizes(state)
+    assert time.perf_counter() - start < 5
+    assert (sizes["num_frames"], sizes["image_size"]) == (16, [384, 384])
+
+
 @pytest.mark.parametrize(
     ("width", "mlp", "heads"), [(1024, 4096, 16), (1280, 5120, 16), (1408, 6144, 22), (384, 1536, 6), (768, 3072, 12)]
 )
@@ -148,6 +164,8 @@ def test_images_and_clips_are_told_apart() -> None:
             method.from_official(str(GOLDEN / "checkpoint.pth.tar"), num_heads=3)
     with pytest.raises(ValueError, match=f"this encoder takes clips, expected one of images: {advice}"):
         IJEPA.from_official(OFFICIAL["vjepa"], num_heads=3)
+    with pytest.raises(ValueError, match="this encoder takes clips, expected one of images"):  # without positions
+        IJEPA.from_official(OFFICIAL["vjepa2"], num_heads=3)
     assert isinstance(load_encoder(GOLDEN / "checkpoint.pth.tar", num_heads=3), VisionTransformer)
 
 
@@ -291,6 +309,16 @@ def test_phases(method: str, tmp_path: Path) -> None:
     assert kind.load_from_checkpoint(tmp_path / "second.ckpt").context_encoder.grid == (4, 6, 8)
 
 
+def test_positions_of_another_grid_of_as_many_tokens(tmp_path: Path) -> None:
+    _, path = trained(VJEPA, tmp_path, image_size=[8, 32])
+    still = {"lr": 0.0, "start_lr": 0.0, "final_lr": 0.0, "image_size": [32, 8]}
+    module = VJEPA(**TINY_VIDEO | still, weights=str(path))
+    positions = module.context_encoder.pos_embed.clone()
+    quiet_trainer(tmp_path, max_steps=1).fit(module, loader(random_clips(2, size=(32, 8))))
+    assert torch.equal(module.context_encoder.pos_embed, positions)
+    assert torch.equal(load_encoder(path, image_size=[32, 8]).pos_embed, positions)
+
+
 def test_train_on_from_an_official_file(tmp_path: Path) -> None:
     """By `weights`, which names the file and nothing else: the sizes are the module's own."""
     sizes = {"image_size": 32, "patch_size": 8, "num_heads": 3, "embed_dim": 48, "predictor_embed_dim": 48}
@@ -416,3 +444,33 @@ def test_folders_that_are_incomplete(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "videomae"}))
     with pytest.raises(ValueError, match=re.escape("type 'videomae', expected 'ijepa' or 'vjepa2'")):
         load_encoder(tmp_path)
+
+
+def test_rotations_of_the_other_kind_are_refused(tmp_path: Path) -> None:
+    """Official weights turn by other frequencies than a new training's, and load into a module that turns alike."""
+    path = str(GOLDEN_VIDEO["vjepa2"] / "checkpoint.pt")
+    sizes = {"image_size": 32, "patch_size": 8, "num_frames": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    sizes |= {"predictor_embed_dim": 48, "predictor_depth": 2, "predictor_num_heads": 3, "num_mask_tokens": 2}
+    clips = DataLoader(torch.randn(2, 3, 4, 32, 32), 2)
+    quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path, official=True), clips)
+    with pytest.raises(ValueError, match=r"context_encoder are rope, .* official=True"):
+        quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path), clips)
+
+
+def test_positions_that_are_no_table(tmp_path: Path) -> None:
+    """Left over, they need not tell a size; added, they stay as they are, and the size has to be given."""
+    checkpoint = torch.load(GOLDEN_VIDEO["vjepa2"] / "checkpoint.pt", weights_only=True)
+    for network in ("encoder", "target_encoder"):
+        checkpoint[network]["module.backbone.pos_embed"] = torch.randn(1, 32, 48)
+    torch.save(checkpoint, tmp_path / "left_over.pt")
+    with pytest.warns(UserWarning, match="has pos_embed, which networks with rotary positions do not use"):
+        VJEPA2.from_official(str(tmp_path / "left_over.pt"), num_heads=3, predictor_num_heads=3)
+    checkpoint = torch.load(GOLDEN_VIDEO["vjepa"] / "checkpoint.pt", weights_only=True)
+    own = torch.randn(1, 32, 48)
+    for network in ("encoder", "target_encoder"):
+        checkpoint[network]["module.backbone.pos_embed"] = own
+    torch.save(checkpoint, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="no grid has these 32 positions: give image_size and num_frames"):
+        VJEPA.from_official(str(tmp_path / "own.pt"), num_heads=3)
+    module = VJEPA.from_official(str(tmp_path / "own.pt"), image_size=32, num_frames=4, num_heads=3)
+    assert torch.equal(module.target_encoder.pos_embed, own)

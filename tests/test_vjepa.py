@@ -301,7 +301,9 @@ def test_masks_follow_seed_epoch_batch_and_rank(monkeypatch: pytest.MonkeyPatch)
         (VJEPA, {"masks": [{"blocks": 2}]}, TypeError, "blocks"),
         (VJEPA, {"masks": [{}, {"spatial_scale": [0.5, 0.2]}]}, ValueError, "spatial_scale must be a range"),
         (VJEPA, {"patch_size": 16, "num_frames": 2}, ValueError, r"a \(1, 1, 1\) grid is too small"),
-        (VJEPA2, {"warmup": 0.5, "cooldown": 0.6}, ValueError, "shares of one training, got 0.5 and 0.6"),
+        (VJEPA2, {"warmup": 0.5, "cooldown": 0.6}, ValueError, "together not above 1, got 0.5 and 0.6"),
+        (VJEPA2, {"warmup": 0.2, "cooldown": -0.1}, ValueError, "not below 0.*got 0.2 and -0.1"),
+        (VJEPA, {"num_mask_tokens": 1}, ValueError, "2 kinds of masks need a mask token each, got num_mask_tokens=1"),
         (VJEPA2, {"warmup": 1.0}, ValueError, "warmup is the share of the training"),
     ],
 )  # fmt: skip
@@ -531,6 +533,12 @@ def test_gradients_are_clipped_after_the_warm_up(clip: float | None, warmup: flo
             torch.testing.assert_close(after[network], share * before[network], rtol=1e-3, atol=1e-9)
         if clip == 1e-3:
             assert min(float(before[network].norm()) for network in before) > 2e-3
+
+
+def test_gradients_are_not_clipped_by_value(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, max_steps=1, gradient_clip_val=0.1, gradient_clip_algorithm="value")
+    with pytest.raises(ValueError, match="clipped by norm, not by value: leave out gradient_clip_algorithm"):
+        trainer.fit(tiny(), loader(random_clips(4)))
 
 
 # --- Regularisers ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jepa_lightning import callbacks, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
-from jepa_lightning.data import ImageDataModule, ShapesDataModule
+from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, Latents, LeJEPA
 
 __version__ = version("jepa-lightning")
@@ -25,7 +25,9 @@ __all__ = [
     "ImageDataModule",
     "Latents",
     "LeJEPA",
+    "MovingShapesDataModule",
     "ShapesDataModule",
+    "VideoDataModule",
     "callbacks",
     "load_encoder",
     "losses",

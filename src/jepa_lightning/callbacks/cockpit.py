@@ -25,7 +25,7 @@ LAYOUT = {
         "rank across the tokens of an image": ["Multiline", ["collapse/.*/token_rankme"]],
     },
     "How is it driven?": {
-        "learning rate": ["Multiline", ["lr-.*"]],
+        "learning rate": ["Multiline", ["lr-[^-]*$"]],
         "momentum of the teacher": ["Multiline", ["train/momentum"]],
         "distance of teacher and student": ["Multiline", ["collapse/target/student_distance"]],
     },

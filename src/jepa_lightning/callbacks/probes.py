@@ -138,6 +138,8 @@ class Probe(pl.Callback):
         if labels.ndim == 1:
             return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), labels
         grid = pl_module.context_encoder.grid
+        if len(grid) != 2:
+            raise ValueError(f"the probe {self.name!r} reads maps of classes of images, not of clips of {grid} tokens")
         if self.source == "observation":
             inputs = patches(inputs, grid)
         return inputs.flatten(0, 1).float(), patches(labels.unsqueeze(1), grid).flatten(0, 1).mode(1).values

@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from jepa_lightning.callbacks.step import predictions
+
 
 class Throughput(pl.Callback):
     """Logs `train/images_per_second`, over all processes, to the loggers and the progress bar.
@@ -43,7 +45,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch; at the end of a window, log."""
-        self._images += len(outputs["latents"].context)
+        self._images += len(predictions(outputs)[0].context)
         self._batches += 1
         if self._batches == self.window:
             rate = self._images * trainer.world_size / (time.perf_counter() - self._since)

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jepa_lightning.checkpoints.hugging_face import read_hugging_face
-from jepa_lightning.checkpoints.sizes import StateDict, video_transformer_sizes, vision_transformer_sizes
-from jepa_lightning.networks import VideoTransformer, VisionTransformer
+from jepa_lightning.checkpoints.sizes import (
+    StateDict,
+    grid_of_positions,
+    video_transformer_sizes,
+    vision_transformer_sizes,
+)
+from jepa_lightning.networks import VideoPredictor, VideoTransformer, VisionTransformer
 from jepa_lightning.networks.video_transformer import Positions
 
 # The official names of the networks, and ours. Encoder and predictor sit in DDP (`module.`) and, for video, in one more
@@ -80,6 +85,12 @@ def load_networks(module: nn.Module, networks: Networks) -> None:
     """
     for name in OFFICIAL_NETWORKS.values():
         network = module.get_submodule(name)
+        rotates = getattr(network, "positions", "sincos")
+        if rotates != "sincos" and (rotates == "tiled_rope") != networks.options.get("official", True):
+            raise ValueError(
+                f"the positions of this module's {name} are {rotates}, and the checkpoint was trained with others, so "
+                f"that its features would be wrong: build the module with official={rotates != 'tiled_rope'}"
+            )
         if not networks.states.get(name):
             raise ValueError(
                 f"the checkpoint holds no {name}, only {', '.join(networks.states)}: it cannot be trained on"
@@ -165,6 +176,16 @@ def _strip(state: StateDict) -> StateDict:
     return {re.sub(r"^(module\.|backbone\.)+", "", name): value for name, value in state.items()}
 
 
+def _of_another_grid(network: nn.Module, positions: Tensor) -> bool:
+    """Whether positions are those of clips of another shape, which may have as many tokens."""
+    if not isinstance(network, VideoTransformer | VideoPredictor):
+        return False
+    try:
+        return grid_of_positions(positions) != network.grid
+    except ValueError:  # no table of sines and cosines that we know: the file's own positions are right
+        return False
+
+
 def _load(network: nn.Module, state: StateDict, name: str) -> None:
     state = dict(state)
     # Positions are no weights: those of another grid give way to this network's own.
@@ -177,7 +198,7 @@ def _load(network: nn.Module, state: StateDict, name: str) -> None:
                 stacklevel=3,
             )
             del state[positions]
-        elif state[positions].shape != own[positions].shape:
+        elif state[positions].shape != own[positions].shape or _of_another_grid(network, state[positions]):
             state[positions] = own[positions]
     try:
         network.load_state_dict(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -55,6 +54,7 @@ def video_transformer_sizes(
     image_size: int | list[int] | None = None,
     num_frames: int | None = None,
     num_heads: int | None = None,
+    added: bool = True,
 ) -> dict[str, Any]:
     """The sizes of the video transformer that a state dict belongs to.
 
@@ -64,6 +64,7 @@ def video_transformer_sizes(
         image_size: in pixels, another than that.
         num_frames: another number of frames.
         num_heads: attention heads; those of the published model of that width without.
+        added: whether the network adds positions; those in the state are left over otherwise, and need not tell a size.
 
     Returns:
         `image_size`, `num_frames`, `patch_size`, `tubelet_size`, `in_channels`, `embed_dim`, `depth`, `num_heads` and
@@ -77,8 +78,12 @@ def video_transformer_sizes(
     frames, side = PUBLISHED_CLIP
     size: int | list[int] = side
     if "pos_embed" in state and (image_size is None or num_frames is None):
-        length, rows, columns = _grid_of_positions(state["pos_embed"])
-        frames, size = length * tubelet_size, [rows * patch_size[0], columns * patch_size[1]]
+        try:
+            length, rows, columns = grid_of_positions(state["pos_embed"])
+            frames, size = length * tubelet_size, [rows * patch_size[0], columns * patch_size[1]]
+        except ValueError:
+            if added:
+                raise
     return {
         "image_size": image_size or size,
         "num_frames": num_frames or frames,
@@ -101,17 +106,17 @@ def predictor_sizes(state: StateDict) -> dict[str, int]:
 
 def _expect(state: StateDict, dimensions: int, *further: str) -> None:
     """Refuse the weights of other networks, and of patches of another number of dimensions."""
+    kinds, found = {4: "images", 5: "clips"}, state.get("patch_embed.proj.weight", torch.empty(0)).ndim
+    if found in kinds and found != dimensions:
+        raise ValueError(
+            f"this encoder takes {kinds[found]}, expected one of {kinds[dimensions]}: "
+            "I-JEPA's checkpoints load into IJEPA, those of V-JEPA into VJEPA, and of V-JEPA 2 into VJEPA2"
+        )
     needed = {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", *further}
-    if not needed <= set(state):
+    if found != dimensions or not needed <= set(state):
         raise ValueError(
             f"this encoder is no vision transformer of ours, its weights are named {', '.join(list(state)[:4])}, …: "
             "take it from its own module, MyModule.load_from_checkpoint(path).target_encoder"
-        )
-    if state["patch_embed.proj.weight"].ndim != dimensions:
-        kinds = {4: "images", 5: "clips"}
-        raise ValueError(
-            f"this encoder takes {kinds[state['patch_embed.proj.weight'].ndim]}, expected one of {kinds[dimensions]}: "
-            "I-JEPA's checkpoints load into IJEPA, those of V-JEPA into VJEPA, and of V-JEPA 2 into VJEPA2"
         )
 
 
@@ -132,13 +137,17 @@ def _depth(state: StateDict, blocks: str) -> int:
     return 1 + max(int(name.split(".")[1]) for name in state if name.startswith(f"{blocks}."))
 
 
-def _grid_of_positions(positions: Tensor) -> tuple[int, int, int]:
+def grid_of_positions(positions: Tensor) -> tuple[int, int, int]:
     """The grid whose sine-cosine positions these `[1, N, D]` are: their number alone tells no frames from rows."""
     _, tokens, dim = positions.shape
-    divisors = [number for number in range(1, tokens + 1) if tokens % number == 0]
-    for frames, rows in itertools.product(divisors, divisors):
-        if tokens % (frames * rows) == 0:
-            grid = (frames, rows, tokens // (frames * rows))
-            if torch.allclose(sincos_positions(grid, dim), positions.float().cpu(), atol=1e-3):
-                return grid
+    places, share = positions[0].float().cpu(), 2 * math.ceil(dim / 6)
+    # Of frame, row and column each has its share of the features: a frame is as long as its share stays that of the
+    # first token, and a row likewise.
+    area, columns = (
+        int(torch.isclose(part, part[0], atol=1e-3).all(1).int().cumprod(0).sum())
+        for part in (places[:, :share], places[:, share : 2 * share])
+    )
+    grid = (tokens // area, max(1, area // columns), min(area, columns))
+    if math.prod(grid) == tokens and torch.allclose(sincos_positions(grid, dim)[0], places, atol=1e-3):
+        return grid
     raise ValueError(f"no grid has these {tokens} positions: give image_size and num_frames")

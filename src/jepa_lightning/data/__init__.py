@@ -1,6 +1,19 @@
-"""Data modules: rendered shapes, which need no download, and image data sets."""
+"""Data modules: rendered shapes and moving shapes, which need no download, image data sets, and videos."""
 
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
+from jepa_lightning.data.moving_shapes import MovingShapesBatch, MovingShapesDataModule, MovingShapesDataset
 from jepa_lightning.data.shapes import ShapesBatch, ShapesDataModule, ShapesDataset
+from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
-__all__ = ["ImageBatch", "ImageDataModule", "ShapesBatch", "ShapesDataModule", "ShapesDataset"]
+__all__ = [
+    "ImageBatch",
+    "ImageDataModule",
+    "MovingShapesBatch",
+    "MovingShapesDataModule",
+    "MovingShapesDataset",
+    "ShapesBatch",
+    "ShapesDataModule",
+    "ShapesDataset",
+    "VideoBatch",
+    "VideoDataModule",
+]

@@ -22,12 +22,11 @@ MAX_COUNT = 3
 ABSENT = -1
 _NUM_CLUTTER = 1
 _STROKE, _BLOB = len(KINDS), len(KINDS) + 1
-_PERIOD = (0.11, 0.14)  # of the stripes, in units of the image's shorter side; the other patterns follow from it
-_REACH = 1.25  # how far the corners of a square lie from its centre, in radii
+PERIOD = (0.11, 0.14)  # of the stripes, in units of the image's shorter side; the other patterns follow from it
+REACH = 1.25  # how far the corners of a square lie from its centre, in radii
 
-_ANGLES = 1024
-_TURN = 2 * np.pi * np.arange(_ANGLES) / _ANGLES
-_DIRECTIONS: Floats = (np.round(np.stack([np.cos(_TURN), np.sin(_TURN)], 1) * 2**20) / 2**20).astype(np.float32)
+_TURN = 2 * np.pi * np.arange(1024) / 1024
+HEADINGS: Floats = (np.round(np.stack([np.cos(_TURN), np.sin(_TURN)], 1) * 2**20) / 2**20).astype(np.float32)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -81,6 +80,31 @@ def _choose(candidates: Floats, score: Floats, enough: float) -> Floats:
     return candidates[np.arange(len(best)), best]
 
 
+def draw_ground(draws: Draws) -> Floats:
+    """The mean colours `[B, 3]` of backgrounds."""
+    return draws.uniform(3, low=0.45, high=0.55)
+
+
+def draw_texture(draws: Draws, ground: Floats) -> Floats:
+    """Backgrounds around a mean colour, on a coarse grid `[B, 3, 9, 9]`."""
+    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.03, high=0.03)
+    return upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.03, high=0.03)
+
+
+def draw_colours(draws: Draws, slots: int, patterned: int) -> Floats:
+    """The two colours `[B, slots, 2, 3]` of shapes; the slots after the `patterned` ones are of one brightness.
+
+    A shape has a light and a dark colour, in either order, about as bright together as the grey background is: neither
+    brightness nor silhouette gives a kind away, and features that only tell colours cannot tell kinds.
+    """
+    level = draws.uniform(slots, 1, 1, low=0.44, high=0.56)
+    contrast = draws.uniform(slots, 1, low=0.25, high=0.30)
+    contrast = np.where(draws.uniform(slots, 1) < 0.5, -contrast, contrast)
+    colour = level + np.stack([contrast, -contrast], 2)
+    colour[:, patterned:] = level[:, patterned:]
+    return colour + draws.uniform(slots, 2, 3, low=-0.03, high=0.03)
+
+
 def lay_out(draws: Draws, height: int, width: int) -> Scene:
     """Draw up one scene for each stream."""
     batch, side, slots = len(draws.keys), np.float32(min(height, width)), MAX_COUNT + _NUM_CLUTTER
@@ -102,36 +126,27 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
     extent = np.array([width, height], np.float32) / side
     centre = np.empty((batch, slots, 2), np.float32)
     for slot in range(MAX_COUNT):
-        own = radius[:, slot, None, None] * np.float32(_REACH)
+        own = radius[:, slot, None, None] * np.float32(REACH)
         margin = own if slot else np.float32(0.25)
         candidates = margin + draws.uniform(32, 2) * (extent - 2 * margin)
         clearance = np.ones((batch, 32), np.float32)
         for other in range(slot):
             away = candidates - centre[:, other, None]
             distance = np.sqrt(away[..., 0] * away[..., 0] + away[..., 1] * away[..., 1])
-            clearance = np.minimum(clearance, distance - radius[:, other, None] * np.float32(_REACH) - own[..., 0])
+            clearance = np.minimum(clearance, distance - radius[:, other, None] * np.float32(REACH) - own[..., 0])
         centre[:, slot] = _choose(candidates, clearance, enough=0.02)
     centre[:, MAX_COUNT:] = draws.uniform(_NUM_CLUTTER, 2) * extent
 
-    # A shape has a light and a dark colour, in either order, about as bright together as the grey background is:
-    # neither brightness nor silhouette gives a kind away, and features that only tell colours cannot tell kinds.
-    ground = draws.uniform(3, low=0.45, high=0.55)
-    level = draws.uniform(slots, 1, 1, low=0.44, high=0.56)
-    contrast = draws.uniform(slots, 1, low=0.25, high=0.30)
-    contrast = np.where(draws.uniform(slots, 1) < 0.5, -contrast, contrast)
-    colour = level + np.stack([contrast, -contrast], 2)
-    colour[:, MAX_COUNT:] = level[:, MAX_COUNT:]
-    colour = colour + draws.uniform(slots, 2, 3, low=-0.03, high=0.03)
-
-    coarse = ground[..., None, None] + draws.uniform(3, 3, 3, low=-0.03, high=0.03)
-    texture = _upsample(coarse, 9, 9) + draws.uniform(3, 9, 9, low=-0.03, high=0.03)
+    ground = draw_ground(draws)
+    colour = draw_colours(draws, slots, patterned=MAX_COUNT)
+    texture = draw_texture(draws, ground)
     return Scene(
         kind=np.concatenate([kind, clutter], 1),
         square=(draws.uniform(slots) * 2).astype(np.int64),
         centre=centre * side,
         radius=radius * side,
-        direction=_DIRECTIONS[(draws.uniform(slots) * _ANGLES).astype(np.int64)],
-        period=draws.uniform(slots, low=_PERIOD[0], high=_PERIOD[1]) * side,
+        direction=HEADINGS[(draws.uniform(slots) * len(HEADINGS)).astype(np.int64)],
+        period=draws.uniform(slots, low=PERIOD[0], high=PERIOD[1]) * side,
         phase=draws.uniform(slots, 2),
         curve=draws.uniform(slots, 2, 3, low=-0.8, high=0.8) / side,
         colour=colour,
@@ -140,7 +155,7 @@ def lay_out(draws: Draws, height: int, width: int) -> Scene:
     )
 
 
-def _upsample(grid: Floats, rows: int, columns: int) -> Floats:
+def upsample(grid: Floats, rows: int, columns: int) -> Floats:
     """Interpolate `[..., R, C]` bilinearly (with smoothed weights) to `[..., rows, columns]`, corners aligned."""
     for axis, size in ((-1, columns), (-2, rows)):
         where = np.arange(size, dtype=np.float32) * (np.float32(grid.shape[axis] - 1) / np.float32(size - 1))
@@ -182,33 +197,69 @@ _PATTERNS: tuple[Callable[[Floats, Floats], Floats], ...] = (
 )
 
 
+def rotate(dx: Floats, dy: Floats, direction: Floats) -> tuple[Floats, Floats]:
+    """A shape's own coordinates `[..., H, W]` of the places dx `[..., W]` and dy `[..., H]` from its centre."""
+    cos, sin = direction[..., :1], direction[..., 1:]
+    u = (dx * cos)[..., None, :] + (dy * sin)[..., :, None]
+    v = (dy * cos)[..., :, None] - (dx * sin)[..., None, :]
+    return u, v
+
+
+def outline(u: Floats, v: Floats, radius: Floats, square: Ints) -> Floats:
+    """How far places are outside of a square or a disc of the same area, in pixels."""
+    return np.where(
+        square == 1,
+        np.maximum(np.abs(u), np.abs(v)) - 0.8862269 * radius,  # sqrt(pi) / 2
+        _length(u, v) - radius,
+    )
+
+
+def pattern(kind: int, u: Floats, v: Floats) -> Floats:
+    """The share of the second colour at places on a pattern, in [0, 1]; its edges are a quarter of a cell wide."""
+    return np.clip(0.5 - 4 * _PATTERNS[kind](u, v), 0, 1)
+
+
+def lay_over(image: Floats, first: Floats, other: Floats, second: Floats, cover: Floats, change: Floats) -> None:
+    """Paint a shape in its two colours over an image, in place; `change` is room to compute in, like the image."""
+    np.multiply(other - first, second, out=change)
+    change += first
+    change -= image
+    change *= cover
+    image += change
+
+
+def to_bytes(image: Floats, draws: Draws) -> NDArray[np.uint8]:
+    """Round images `[B, ...]` in [0, 1] to 8 bits, with a sensor's noise; overwrites them."""
+    pixels = image[0].size
+    # Explicitly little-endian: the bytes of a hash come in the same order everywhere.
+    noise = draws.hashes(-(-pixels // 8)).astype("<u8", copy=False).view(np.uint8)[:, :pixels].reshape(image.shape)
+    image *= 255
+    image += noise * np.float32(12 / 255)
+    image -= 5.5  # centres the noise, and adds the half that makes truncation round
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
 def paint(scene: Scene, draws: Draws, height: int, width: int) -> tuple[NDArray[np.uint8], Ints]:
     """Paint a scene: images `[B, 3, H, W]` and segmentations `[B, H, W]`."""
     batch, slots = scene.kind.shape
     cover = np.zeros((slots, batch, 1, height, width), np.float32)
     second = np.zeros_like(cover)  # the share of the second colour
-    bend = _upsample(scene.bend, height, width)
+    bend = upsample(scene.bend, height, width)
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32) + 0.5
     for kind in range(_BLOB + 1):
         of_kind = scene.kind == kind
         if not of_kind.any():
             continue
         radius, period = scene.radius[of_kind][:, None, None], scene.period[of_kind][:, None, None]
-        cos, sin = scene.direction[of_kind].T[..., None]
         dx, dy = x - scene.centre[of_kind][:, :1], y - scene.centre[of_kind][:, 1:]
-        u = (dx * cos)[:, None, :] + (dy * sin)[:, :, None]
-        v = (dy * cos)[:, :, None] - (dx * sin)[:, None, :]
+        u, v = rotate(dx, dy, scene.direction[of_kind])
         # Edges are one pixel wide, but a blob fades over its whole extent.
         if kind == _STROKE:
             away = _length(np.maximum(np.abs(u) - 0.95 * radius, 0), v) - 0.05 * radius
         elif kind == _BLOB:
             away = (_length(u, v * 2) - 0.5 * radius) * (1.5 / radius)
         else:
-            away = np.where(
-                scene.square[of_kind][:, None, None] == 1,
-                np.maximum(np.abs(u), np.abs(v)) - 0.8862269 * radius,  # the area of the disc
-                _length(u, v) - radius,
-            )
+            away = outline(u, v, radius, scene.square[of_kind][:, None, None])
             turns = bend[of_kind.nonzero()[0]].swapaxes(0, 1)
             phase, curve = (part[of_kind].swapaxes(0, 1)[..., None, None] for part in (scene.phase, scene.curve))
             uu, uv, vv = u * u, u * v, v * v
@@ -216,27 +267,16 @@ def paint(scene: Scene, draws: Draws, height: int, width: int) -> tuple[NDArray[
                 (place + c[:, 0] * uu + c[:, 1] * uv + c[:, 2] * vv) / period + start + turn
                 for place, c, start, turn in zip((u, v), curve, phase, turns, strict=True)
             ]
-            edge = _PATTERNS[kind](*bent)
-            second.swapaxes(0, 1)[of_kind, 0] = np.clip(0.5 - 4 * edge, 0, 1)
+            second.swapaxes(0, 1)[of_kind, 0] = pattern(kind, *bent)
         cover.swapaxes(0, 1)[of_kind, 0] = np.clip(0.5 - away, 0, 1)
 
-    image = _upsample(scene.texture, height, width)
+    image = upsample(scene.texture, height, width)
     segmentation = np.zeros((batch, height, width), np.int64)
     change = np.empty_like(image)
     for slot in reversed(range(slots)):  # the subject comes last, on top
         first, other = scene.colour[:, slot, :, :, None, None].swapaxes(0, 1)
-        np.multiply(other - first, second[slot], out=change)
-        change += first
-        change -= image
-        change *= cover[slot]
-        image += change
+        lay_over(image, first, other, second[slot], cover[slot], change)
         if slot < MAX_COUNT:
             np.copyto(segmentation, scene.kind[:, slot, None, None] + 1, where=cover[slot, :, 0] > 0.5)
 
-    pixels = 3 * height * width
-    # Explicitly little-endian: the bytes of a hash come in the same order everywhere.
-    noise = draws.hashes(-(-pixels // 8)).astype("<u8", copy=False).view(np.uint8)[:, :pixels].reshape(image.shape)
-    image *= 255
-    image += noise * np.float32(12 / 255)
-    image -= 5.5  # centres the noise, and adds the half that makes truncation round
-    return np.clip(image, 0, 255, out=image).astype(np.uint8), segmentation
+    return to_bytes(image, draws), segmentation

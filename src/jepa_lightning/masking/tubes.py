@@ -20,8 +20,9 @@ class TubeMasking:
     Every block draws its own scale, aspect ratio and place, and runs through all frames unless `temporal_scale` says
     otherwise. The numbers of context and target tokens are fixed shares of the grid, and so do not depend on the batch:
     the context is a random choice among the tokens outside the blocks, the target (one set, M = 1) among those inside,
-    no frame more often than another. Of `ATTEMPTS` sets of blocks a clip takes the first that has enough of both;
-    should none have, tokens of the other kind fill up. No token is ever both context and target.
+    no frame more often than another where blocks run through all. Of `ATTEMPTS` sets of blocks a clip takes the first
+    that has enough of both; should none have, tokens of the other kind fill up. No token is ever both context and
+    target.
 
     With `official=True` the masks are those of the official code, faults included: one block size a batch, and the
     tokens of all clips cut to the fewest in the batch by dropping the last frames, so that the task changes with the

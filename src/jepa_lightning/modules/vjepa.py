@@ -110,13 +110,16 @@ class VJEPA(JEPA):
         """The narrow transformer g, with a mask token for each kind of mask."""
         hparams = self.hparams
         used = {self.mask_token(kind) for kind in range(len(self.masking))}
+        number = hparams.num_mask_tokens or max(used) + 1
+        if number <= max(used):
+            raise ValueError(f"{len(self.masking)} kinds of masks need a mask token each, got num_mask_tokens={number}")
         predictor = VideoPredictor(
             self.context_encoder.grid,
             self.context_encoder.embed_dim,
             hparams.predictor_embed_dim,
             hparams.predictor_depth,
             hparams.predictor_num_heads or hparams.num_heads,
-            hparams.num_mask_tokens or max(used) + 1,
+            number,
             self.positions,
         )
         for index, token in enumerate(predictor.mask_tokens):
@@ -168,6 +171,8 @@ class VJEPA(JEPA):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As published: encoder and predictor each by their own norm, and not before the end of the warm-up."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError("gradients are clipped by norm, not by value: leave out gradient_clip_algorithm")
         warmup = self.hparams.warmup * self.trainer.estimated_stepping_batches
         if gradient_clip_val and self.trainer.global_step >= warmup:
             for network in (self.context_encoder, self.predictor):
@@ -197,7 +202,8 @@ class VJEPA(JEPA):
             ValueError: a file that is not such a checkpoint, or sizes that it does not tell.
         """
         networks = read_networks(path)
-        sizes = video_transformer_sizes(networks.states["target_encoder"], image_size, num_frames, num_heads)
+        state, added = networks.states["target_encoder"], not options.get("official", False)
+        sizes = video_transformer_sizes(state, image_size, num_frames, num_heads, added)
         sizes |= predictor_sizes(networks.states["predictor"])
         if predictor_num_heads is not None:
             sizes["predictor_num_heads"] = predictor_num_heads

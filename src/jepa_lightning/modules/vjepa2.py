@@ -53,7 +53,8 @@ class VJEPA2(VJEPA):
     ) -> None:
         if not (cooldown >= 0 and warmup + cooldown <= 1):
             raise ValueError(
-                f"warmup and cooldown are shares of one training, got {warmup} and {cooldown}, together more than 1"
+                f"warmup and cooldown are shares of one training, not below 0 and together not above 1, got {warmup} "
+                f"and {cooldown}"
             )
         super().__init__(
             image_size=image_size,

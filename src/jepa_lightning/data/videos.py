@@ -1,0 +1,730 @@
+"""Video files: folders, lists as the official V-JEPA code reads them, and webdataset shards."""
+
+import difflib
+import json
+import math
+import os
+import random
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
+from jepa_lightning.data.images import _Fit, _pass_on
+from jepa_lightning.data.sources import IMAGENET, ROLES
+
+VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp")
+_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMG_EXTENSIONS)
+_PATIENCE = 10  # unreadable videos in a row that end a run
+_FEW = 1000  # videos that are too few to judge by how many of them are unreadable
+_SHUFFLE_BUFFER = 100  # encoded videos of a shard, which stay in memory
+
+
+class VideoBatch(NamedTuple):
+    """A batch of labelled clips.
+
+    Attributes:
+        video: `[B, 3, T, H, W]` float32, normalised.
+        label: `[B]` int64.
+    """
+
+    video: Tensor
+    label: Tensor
+
+
+class _Draw(NamedTuple):
+    """What a training loader asks its data set for.
+
+    Attributes:
+        video: its index.
+        num_frames: of its clips.
+        epoch: from 0, so that each draws other clips of the same video.
+    """
+
+    video: int
+    num_frames: int
+    epoch: int
+
+
+class _Member(NamedTuple):
+    """A file within a shard."""
+
+    shard: str
+    offset: int
+    size: int
+
+
+class _Entry(NamedTuple):
+    """A video or image: where it is or what is in it, or why it cannot be read."""
+
+    name: str
+    label: int | None
+    content: str | bytes | _Member | UnreadableError
+
+    def read(self) -> str | bytes:
+        """What decoders take: a path, or the bytes of a file."""
+        if isinstance(self.content, UnreadableError):
+            raise self.content
+        if isinstance(self.content, _Member):
+            try:
+                with open(self.content.shard, "rb") as shard:
+                    shard.seek(self.content.offset)
+                    return shard.read(self.content.size)
+            except OSError as error:
+                raise UnreadableError(str(error)) from error
+        return self.content
+
+
+class _Source(Sized, Protocol):
+    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
+        """The video drawn, and others to take if it cannot be read."""
+
+
+class _Listed:
+    """Videos that are known beforehand."""
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
+        """The video of that index, then others at random."""
+        index, seen = draw.video, set[int]()
+        while len(seen) < min(_PATIENCE, len(self)):
+            if index not in seen:
+                seen.add(index)
+                yield self.entries[index]
+            index = int(torch.randint(len(self), ()))
+
+
+class _Streamed:
+    """The videos of webdataset shards, as they come.
+
+    Every reader (a worker of a rank) has shards of its own in each epoch, drawn by the seed and the epoch, and starts
+    again with them when it has seen all. It takes its next video for whatever index it is asked.
+
+    Args:
+        shards: their paths or URLs.
+        samples_per_epoch: the length of an epoch, over all ranks.
+        seed: of the order.
+    """
+
+    def __init__(self, shards: list[str], samples_per_epoch: int, seed: int) -> None:
+        self.shards, self.samples_per_epoch, self.seed = shards, samples_per_epoch, seed
+        self.rank, self.ranks = _rank_and_ranks()
+        self._epoch = -1
+
+    def __len__(self) -> int:
+        return self.samples_per_epoch
+
+    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
+        """The next videos."""
+        if draw.epoch != self._epoch:
+            self._epoch, self._videos = draw.epoch, self._read(draw.epoch)
+        return islice(self._videos, _PATIENCE)
+
+    def _read(self, epoch: int) -> Iterator[_Entry]:
+        from webdataset.filters import shuffle
+
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        shards = list(self.shards)
+        random.Random(f"{self.seed} {epoch}").shuffle(shards)  # the same for all readers
+        shards = shards[self.rank * workers + number :: self.ranks * workers]
+        generator = random.Random(f"{self.seed} {epoch} {shards[0]}")
+        while True:
+            is_empty = True
+            for entry in shuffle(_SHUFFLE_BUFFER, rng=generator)(chain.from_iterable(map(_read_shard, shards))):
+                is_empty = False
+                yield entry
+            if is_empty:
+                raise FileNotFoundError(f"{', '.join(shards)}: no member of these shards is a video.")
+            generator.shuffle(shards)
+
+
+def _read_shard(shard: str) -> Iterator[_Entry]:
+    from webdataset.tariterators import tarfile_samples
+
+    try:
+        for sample in tarfile_samples(iter([{"url": shard}])):
+            if extension := _find_video(sample):
+                name = f"{shard}/{sample['__key__']}.{extension}"
+                yield _Entry(name, _read_label(name, sample), sample[extension])
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or error.args[0]  # webdataset adds arguments of its own
+        yield _Entry(shard, None, UnreadableError(f"the rest of the shard cannot be read: {reason}"))
+
+
+def _index_shard(shard: Path) -> list[_Entry]:
+    """Where the videos of a shard are: validation asks for each of them once and in order."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    entries = []
+    try:
+        with tarfile.open(shard) as tar:
+            for file in tar:
+                if file.isfile():
+                    stem, _, suffix = os.path.basename(file.name).partition(".")
+                    key = os.path.join(os.path.dirname(file.name), stem)
+                    samples.setdefault(key, {})[suffix.lower()] = file
+            for key, members in samples.items():
+                if extension := _find_video(members):
+                    name = f"{shard}/{key}.{extension}"
+                    files = {field: tar.extractfile(members[field]) for field in ("cls", "json") if field in members}
+                    label = _read_label(name, {field: file.read() for field, file in files.items() if file})
+                    member = members[extension]
+                    entries.append(_Entry(name, label, _Member(str(shard), member.offset_data, member.size)))
+    except (OSError, tarfile.TarError) as error:
+        raise RuntimeError(f"{shard} cannot be read: {error}. Repair or remove it.") from error
+    return entries
+
+
+def _find_video(extensions: Iterable[str]) -> str | None:
+    """The extension of a sample's video, or of its image where it has no video."""
+    for kind in (VIDEO_EXTENSIONS, IMG_EXTENSIONS):
+        for extension in extensions:
+            if f".{extension}".endswith(kind):
+                return extension
+    return None
+
+
+def _read_label(name: str, fields: Mapping[str, bytes]) -> int | None:
+    try:
+        if "cls" in fields:
+            return int(fields["cls"])
+        return int(json.loads(fields["json"])["label"]) if "json" in fields else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(
+            f"the label of {name} is not a whole number, in a .cls file or under 'label' in a .json file ({error!r})."
+        ) from error
+
+
+def _open_folder(root: Path, role: str) -> list[_Entry] | None:
+    train = root / "train"
+    if not train.is_dir():
+        if root.is_dir():
+            return _list_videos(root, None) if role == "train" else None
+        raise FileNotFoundError(
+            f"{train.absolute()} does not exist: give as root the folder that has train/<class>/*.mp4 and "
+            "val/<class>/*.mp4, or videos."
+        )
+    folder = train if role == "train" else root / "val"
+    if not folder.is_dir():
+        return None
+    classes = _class_names(folder)
+    # Labels number the classes of the training videos, and a folder's own only where those have none.
+    return _list_videos(folder, classes and (_class_names(train) or classes))
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    """The folders in a folder, unless it has videos of its own."""
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    if any(entry.name.lower().endswith(_EXTENSIONS) for entry in entries):
+        return None
+    return sorted(entry.name for entry in entries if entry.is_dir()) or None
+
+
+def _list_videos(folder: Path, classes: list[str] | None) -> list[_Entry]:
+    """The videos below a folder, at any depth, labelled by the folders right in it if `classes` are given."""
+    paths = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.lower().endswith(_EXTENSIONS)
+    )
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no videos ({', '.join(VIDEO_EXTENSIONS)}) or images, at any depth.")
+    if classes is None:
+        return [_Entry(path, None, path) for path in paths]
+    number = {name: label for label, name in enumerate(classes)}
+    names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
+    if unknown := sorted(set(names) - set(number)):
+        raise ValueError(
+            f"{folder} has classes that the training videos do not have: {', '.join(unknown)}. "
+            "Name its folders as those of the training videos."
+        )
+    return [_Entry(path, number[name], path) for path, name in zip(paths, names, strict=True)]
+
+
+def _open_list(root: Path, role: str) -> list[_Entry] | None:
+    path = root if root.suffix == ".csv" else root / ("train.csv" if role == "train" else "val.csv")
+    if role != "train" and (root.suffix == ".csv" or not path.is_file()):
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.absolute()} does not exist: give as root the folder that has train.csv and val.csv, or a CSV file "
+            "of training videos."
+        )
+    entries = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            if (match := re.fullmatch(r'\s*"?(.+?)"?\s*[\s,]\s*(-?\d+)\s*', line)) is None:
+                raise ValueError(
+                    f"{path}, line {number}: {line!r} is not a path and a whole number for a label, with a space or a "
+                    "comma between them."
+                )
+            video = os.path.join(path.parent, match[1])
+            entries.append(_Entry(video, int(match[2]), video))
+    if not entries:
+        raise ValueError(f"{path} is empty: it must have a line with a path and a label for each video.")
+    return entries
+
+
+def _open_shards(root: str, role: str, samples_per_epoch: int, seed: int) -> _Source | None:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ImportError("dataset='shards' needs webdataset: pip install webdataset") from error
+    folder = Path(root)
+    if not folder.is_dir():
+        shards = expand_urls(root)
+        if missing := [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]:
+            raise FileNotFoundError(f"{missing[0]} does not exist: give as root a folder of shards (*.tar), or shards.")
+        return _Streamed(shards, samples_per_epoch, seed) if role == "train" else None
+    train = folder / "train"
+    if role != "train":
+        held_out = [video for shard in sorted((folder / "val").glob("*.tar")) for video in _index_shard(shard)]
+        return _Listed(held_out) if held_out else None
+    shards = [str(shard) for shard in sorted((train if train.is_dir() else folder).glob("*.tar"))]
+    if not shards:
+        raise FileNotFoundError(f"neither {train.absolute()} nor {folder.absolute()} holds shards (*.tar).")
+    return _Streamed(shards, samples_per_epoch, seed)
+
+
+class _Faults:
+    """What could not be read, with the reasons.
+
+    Args:
+        max_share: of the videos read that may be unreadable.
+        total: how many videos there are, or infinity.
+    """
+
+    def __init__(self, max_share: float, total: float) -> None:
+        self.max_share, self.total = max_share, total
+        self.reasons: dict[str, str] = {}
+        self._read = self._told = 0
+
+    def add(self, reasons: dict[str, str], read: int) -> None:
+        """Count another `read` videos, and those among them that could not be read.
+
+        Raises:
+            RuntimeError: if they have become too many.
+        """
+        self.reasons |= reasons
+        self._read += read
+        if len(self.reasons) / min(max(self._read, _FEW), self.total) > self.max_share:
+            self._told = len(self.reasons)
+            raise RuntimeError(
+                f"{self}, more than max_faulty={self.max_share} allows. Repair or remove them, or give a larger "
+                "max_faulty to train on the others."
+            )
+
+    def tell(self) -> None:
+        """Warn of what has come since the last time."""
+        if len(self.reasons) > self._told:
+            warnings.warn(f"{self}; others take their places. Repair or remove them.", stacklevel=2)
+            self._told = len(self.reasons)
+
+    def __str__(self) -> str:
+        return f"{len(self.reasons)} of {min(self._read, self.total)} videos cannot be read: " + _name_some(
+            self.reasons
+        )
+
+
+def _name_some(reasons: dict[str, str]) -> str:
+    named = [f"{name} ({reason})" for name, reason in islice(reasons.items(), _PATIENCE)]
+    return ", ".join(named) + (f" and {len(reasons) - len(named)} more" if len(reasons) > len(named) else "")
+
+
+class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str]]]):
+    """Batches of normalised clips, each with the reasons why other videos could not be read.
+
+    Clips are cropped and resized as 8-bit tensors, all frames of a clip alike; only the batch is converted to float32.
+    All that is random is a function of the seed, the epoch and the index.
+
+    Args:
+        source: of the videos.
+        read_clips: from a path or bytes, a number of frames and the positions of clips.
+        transform: of a clip `[T, 3, H, W]`.
+        is_random: whether clips start at random.
+        num_frames: of the clips, where an index is all that is asked for.
+        num_clips: from each video.
+        seed: of all draws.
+        mean: of each channel.
+        std: of each channel.
+        faults: where the loader keeps count.
+    """
+
+    def __init__(
+        self,
+        source: _Source,
+        read_clips: Callable[..., list[Tensor]],
+        transform: Callable[[Tensor], Tensor],
+        is_random: bool,
+        num_frames: int,
+        num_clips: int,
+        seed: int,
+        mean: list[float],
+        std: list[float],
+        faults: _Faults,
+    ) -> None:
+        self.source, self.read_clips, self.transform, self.is_random = source, read_clips, transform, is_random
+        self.num_frames, self.num_clips, self.seed, self.faults = num_frames, num_clips, seed, faults
+        self.scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1, 1))
+        self.shift = (torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, draws: list[_Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str]]:
+        faulty: dict[str, str] = {}
+        clips, labels = zip(*(clip for draw in draws for clip in self._sample(draw, faulty)), strict=True)
+        # Frames come before channels in the clips, and after them in the batch.
+        video = torch.stack(clips).transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        video.mul_(self.scale).sub_(self.shift)
+        if None not in labels:
+            return VideoBatch(video, torch.tensor(labels)), faulty
+        if any(label is not None for label in labels):
+            raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
+        return video, faulty
+
+    def _sample(self, draw: _Draw | int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
+        index, num_frames, epoch = draw if isinstance(draw, _Draw) else _Draw(draw, self.num_frames, 0)
+        tried: dict[str, str] = {}
+        with torch.random.fork_rng(devices=()):
+            seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+            torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would seed the accelerators too
+            for entry in self.source.candidates(_Draw(index, num_frames, epoch)):
+                try:
+                    clips = self._read(entry, num_frames)
+                    faulty |= tried
+                    return [(self._finish(clip, num_frames), entry.label) for clip in clips]
+                except UnreadableError as error:
+                    tried[entry.name] = str(error)
+        raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
+
+    def _read(self, entry: _Entry, num_frames: int) -> list[Tensor]:
+        content = entry.read()
+        if entry.name.lower().endswith(IMG_EXTENSIONS):
+            return [read_image(content)] * self.num_clips
+        phases = torch.rand(self.num_clips, dtype=torch.float64) if self.is_random else 0.5
+        positions = (torch.arange(self.num_clips) + phases) / self.num_clips
+        return self.read_clips(content, num_frames=num_frames, positions=positions.tolist())
+
+    def _finish(self, clip: Tensor, num_frames: int) -> Tensor:
+        clip = self.transform(clip)
+        return torch.cat([clip, clip[-1:].expand(num_frames - len(clip), -1, -1, -1)])
+
+
+class _Draws(DistributedSampler[_Draw]):
+    """Videos in random order, with the number of frames that all clips of a batch have.
+
+    Being a `DistributedSampler`, Lightning leaves it as it is and tells it the epoch.
+    """
+
+    def __init__(self, source: Sized, batch_size: int, num_frames: list[int], seed: int) -> None:
+        rank, ranks = _rank_and_ranks()
+        super().__init__(source, ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.batch_size, self.num_frames = batch_size, num_frames
+
+    def __iter__(self) -> Iterator[_Draw]:
+        indices, epoch = list(super().__iter__()), self.epoch
+        self.epoch += 1  # for loops of one's own, which tend to forget `set_epoch`
+        for position in range(len(self)):
+            num_frames = self.num_frames[position // self.batch_size % len(self.num_frames)]
+            yield _Draw(int(indices[position]), num_frames, epoch)  # type: ignore[call-overload]
+
+    def __len__(self) -> int:
+        per_round = self.batch_size * len(self.num_frames)
+        return self.num_samples // per_round * per_round
+
+
+class _Loader(DataLoader[Any]):
+    """Keeps what could not be read out of the batches, and tells it in the one process that sees all of them."""
+
+    def __iter__(self) -> Iterator[VideoBatch | Tensor]:  # type: ignore[override]
+        assert isinstance(self.dataset, _Videos)
+        faults = self.dataset.faults
+        try:
+            for batch, faulty in super().__iter__():
+                faults.add(faulty, (self.batch_size or 1) + len(faulty))
+                yield batch
+        finally:  # also where a Trainer stops before the end
+            faults.tell()
+
+
+def _rank_and_ranks() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+class VideoDataModule(pl.LightningDataModule):
+    """Clips of the videos in a folder, in a list, or in webdataset shards.
+
+    Batches are `VideoBatch`es, or bare tensors `[B, 3, T, H, W]` where there are no labels: `num_clips` clips, one
+    after the other, from each of `batch_size` videos. All frames of a clip are cropped alike. Training clips start at
+    random and are cropped at random (see `crop_scale`); others are resized to cover `image_size` and cropped at the
+    centre.
+
+    Data sets:
+
+    - `folder`: `root/train/<class>/*.mp4` and, where it exists, `root/val/<class>/*.mp4` (also used as the test split).
+      Videos that are not in `root/train` or lie directly in it are unlabelled, and found at any depth. Images (.jpg,
+      .png and so on) among them are videos of one frame (V-JEPA 2, arXiv:2506.09985).
+    - `csv`: `root/train.csv` and, where it exists, `root/val.csv`, or `root` is a file of training videos. A line is a
+      path and a label, with a space between them as in the official code, or a comma. Paths may have spaces; relative
+      ones start from the folder of the list (the official code's from the working directory).
+    - `shards`: tar files of `key.mp4` with `key.cls` or `key.json` (its `label`), or neither, read by the webdataset
+      library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or URL of
+      training shards such as `https://example.org/{000..099}.tar`. In training, every worker of every rank reads other
+      shards, so there must be as many; an epoch has `samples_per_epoch` videos, and begins anew with shards in an order
+      of its own. Validation shards are files.
+
+    Which frames: every `frame_stride`-th or, with a `frame_rate`, those on screen at that many times a second by the
+    file's own timestamps, whether its rate is constant or not (the official code rounds to a stride). A clip that is
+    longer than its video repeats the last frame. Of the possible starts, in order, each of n clips has one n-th to
+    itself, and starts at random in it in training, in its middle otherwise (in the official code it is the video that
+    is divided, and clips that do not start at random start with their part).
+
+    Starts and crops are a function of the seed, the epoch and the video, whatever the number of workers. So is the
+    order of the videos, except in shards.
+
+    A file that cannot be read is replaced by another, drawn likewise. At the end of an epoch a warning counts and names
+    them (`faulty` has all); too many are an error. From a damaged file, decoders may still make disturbed frames.
+
+    Args:
+        root: folder, list or shards of the data.
+        dataset: "folder", "csv" or "shards".
+        num_frames: of a clip. With a list, all clips of a training batch have one of these lengths, in turn; so
+            `accumulate_grad_batches`, set to their number, averages over them in each step, as V-JEPA 2 does. The last
+            batches of an epoch that do not go through the list are dropped. Other batches have the first length.
+        frame_stride: from one frame of a clip to the next; 4, V-JEPA's, unless `frame_rate` is given.
+        frame_rate: frames a second; V-JEPA 2's is 4.
+        num_clips: from each video, in training and else.
+        image_size: side of the square frames, or their [rows, columns].
+        batch_size: videos per batch. Training drops an incomplete last batch.
+        num_workers: worker processes per loader; 0 decodes in the training process.
+        crop_scale: range of the area of random crops, relative to the frame's, between 0 and 1. None, like (1, 1),
+            treats training videos as the others.
+        crop_aspect: range of the aspect ratio of random crops, width to height, relative to that of `image_size`.
+        horizontal_flip: mirror every other training clip, at random.
+        mean: per channel, of pixels in [0, 1]; by default ImageNet's.
+        std: like `mean`.
+        min_frames: of a video, or it counts as unreadable. Images are exempt.
+        max_faulty: share of the videos read, or of the first 1000, that may be unreadable. Whatever it is, ten
+            unreadable ones in a row are an error.
+        samples_per_epoch: videos in an epoch of training from shards, over all ranks.
+        decoder: "torchcodec", "pyav", or "auto" for torchcodec where it works, with PyAV for files that it cannot read.
+        seed: of all draws, at least 0.
+
+    Raises:
+        ValueError: for an unknown data set or an argument out of range.
+        ImportError: from `setup`, if a library is missing.
+        FileNotFoundError: from `setup`, if the data are missing.
+        RuntimeError: from the loaders, if too many files are unreadable.
+
+    Example:
+        >>> datamodule = VideoDataModule("kinetics", "csv", num_frames=16, frame_rate=4, image_size=[192, 256])
+        >>> datamodule.image_size, datamodule.frame_stride
+        ([192, 256], None)
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        dataset: str = "folder",
+        num_frames: int | list[int] = 16,
+        frame_stride: int | None = None,
+        frame_rate: float | None = None,
+        num_clips: int = 1,
+        image_size: int | list[int] = 224,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        crop_scale: tuple[float, float] | None = (0.3, 1.0),
+        crop_aspect: tuple[float, float] = (0.75, 1.35),
+        horizontal_flip: bool = False,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        min_frames: int = 1,
+        max_faulty: float = 0.1,
+        samples_per_epoch: int | None = None,
+        decoder: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, names in (
+            ("dataset", dataset, ("folder", "csv", "shards")),
+            ("decoder", decoder, ("auto", "torchcodec", "pyav")),
+        ):
+            if value not in names:
+                near = difflib.get_close_matches(value.lower(), names, n=1)
+                raise ValueError(
+                    f"{name}={value!r} is unknown; "
+                    + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}.")
+                )
+        self.num_frames = [num_frames] if isinstance(num_frames, int) else list(num_frames)
+        if not self.num_frames or min(self.num_frames) < 1:
+            raise ValueError(
+                f"num_frames={num_frames!r} is neither a number of frames, at least 1, nor a list of them."
+            )
+        if frame_stride is not None and frame_rate is not None:
+            raise ValueError(f"frame_stride={frame_stride} and frame_rate={frame_rate} exclude each other: give one.")
+        if frame_rate is not None and not frame_rate > 0:
+            raise ValueError(f"frame_rate={frame_rate} must be a positive number of frames a second.")
+        self.image_size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size={image_size!r} is neither a side in pixels nor [rows, columns].")
+        if crop_scale is not None and not (len(crop_scale) == 2 and 0 < crop_scale[0] <= crop_scale[1] <= 1):
+            raise ValueError(f"crop_scale={crop_scale!r} must be two areas, 0 < smallest <= largest <= 1, or None.")
+        if not (len(crop_aspect) == 2 and 0 < crop_aspect[0] <= crop_aspect[1]):
+            raise ValueError(f"crop_aspect={crop_aspect!r} must be two ratios, 0 < smallest <= largest.")
+        for name, number in (
+            ("frame_stride", frame_stride),
+            ("num_clips", num_clips),
+            ("batch_size", batch_size),
+            ("min_frames", min_frames),
+            ("samples_per_epoch", samples_per_epoch),
+        ):
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number} must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is negative; give 0 to decode in the training process.")
+        if not 0 <= max_faulty < 1:
+            raise ValueError(f"max_faulty={max_faulty} must be a share of the videos, from 0 to below 1.")
+        if (samples_per_epoch is None) == (dataset == "shards"):
+            raise ValueError(
+                f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: shards need it, since nobody knows "
+                "how many videos they hold, and nothing else does."
+            )
+        if seed < 0:
+            raise ValueError(f"seed={seed} is negative; give an integer from 0.")
+        self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
+        self.mean = IMAGENET[0] if mean is None else mean
+        self.std = IMAGENET[1] if std is None else std
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"mean={mean} and std={std} must have one number for each of 3 channels, and std positive."
+            )
+        self.root, self.dataset, self.decoder = root, dataset, decoder
+        self.frame_rate = frame_rate
+        self.frame_stride = 4 if frame_stride is None and frame_rate is None else frame_stride
+        self.num_clips, self.batch_size, self.num_workers = num_clips, batch_size, num_workers
+        self.crop_scale, self.crop_aspect, self.horizontal_flip = crop_scale, crop_aspect, horizontal_flip
+        self.min_frames, self.max_faulty, self.seed = min_frames, max_faulty, seed
+        self.samples_per_epoch = samples_per_epoch
+        self._sets: dict[str, _Videos] = {}
+
+    @property
+    def faulty(self) -> dict[str, str]:
+        """The files that could not be read so far, with the reasons."""
+        return {name: reason for videos in self._sets.values() for name, reason in videos.faults.reasons.items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the videos of a stage ("fit", "validate", "test", "predict"; None for all).
+
+        Raises:
+            ImportError: if there is no decoder, or no webdataset for shards; the message says how to get it.
+            FileNotFoundError: if the data are missing; the message says what is looked for.
+            ValueError: if there are fewer training videos than a batch holds, or fewer shards than workers.
+        """
+        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        read = partial(
+            read_clips,
+            decoders=find_decoders(self.decoder),
+            stride=self.frame_stride or 1,
+            rate=self.frame_rate,
+            min_frames=self.min_frames,
+        )
+        for role in ROLES if stage is None else roles[stage]:
+            source = self._open(role)
+            if source is None:
+                continue
+            if role == "train":
+                self._check_size(source)
+            self._sets[role] = _Videos(
+                source,
+                read,
+                self._transform(role),
+                role == "train",
+                self.num_frames[0],
+                self.num_clips,
+                self.seed,
+                self.mean,
+                self.std,
+                _Faults(self.max_faulty, len(source) if isinstance(source, _Listed) else math.inf),
+            )
+
+    def _open(self, role: str) -> _Source | None:
+        if self.samples_per_epoch is not None:
+            return _open_shards(self.root, role, self.samples_per_epoch, self.seed)
+        entries = (_open_list if self.dataset == "csv" else _open_folder)(Path(self.root), role)
+        return None if entries is None else _Listed(entries)
+
+    def _check_size(self, source: _Source) -> None:
+        ranks = _rank_and_ranks()[1]
+        needed = self.batch_size * len(self.num_frames) * ranks
+        if len(source) < needed:
+            raise ValueError(
+                f"there are {len(source)} training videos (samples_per_epoch, for shards), fewer than the {needed} of "
+                f"batch_size={self.batch_size} for each of the lengths num_frames={self.num_frames} on {ranks} ranks, "
+                "and incomplete batches are dropped: give a smaller batch_size."
+            )
+        if isinstance(source, _Streamed) and len(source.shards) < ranks * max(1, self.num_workers):
+            raise ValueError(
+                f"num_workers={self.num_workers} on {ranks} ranks are too many for {len(source.shards)} shards, since "
+                "each worker reads shards of its own: give fewer workers, or smaller shards."
+            )
+
+    def _transform(self, role: str) -> Callable[[Tensor], Tensor]:
+        crop = role == "train" and self.crop_scale is not None and self.crop_scale[0] < 1
+        aspect = self.image_size[1] / self.image_size[0]
+        ratio = (self.crop_aspect[0] * aspect, self.crop_aspect[1] * aspect)
+        resize = v2.RandomResizedCrop(self.image_size, self.crop_scale, ratio, antialias=True) if crop else None
+        fit = resize or _Fit(self.image_size)
+        return v2.Compose([fit, v2.RandomHorizontalFlip()]) if role == "train" and self.horizontal_flip else fit
+
+    def _loader(self, role: str) -> _Loader | list[Any]:
+        if role not in self._sets:
+            return []  # Lightning's way to skip validation
+        training, videos = role == "train", self._sets[role]
+        return _Loader(
+            videos,
+            batch_size=self.batch_size,
+            sampler=_Draws(videos, self.batch_size, self.num_frames, self.seed) if training else None,
+            drop_last=training,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_pass_on,
+        )
+
+    def train_dataloader(self) -> _Loader | list[Any]:
+        """Batches in random order, without an incomplete last one."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> _Loader | list[Any]:
+        """The held-out videos, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> _Loader | list[Any]:
+        """The test videos, in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> _Loader | list[Any]:
+        """The test videos, in order."""
+        return self._loader("test")
