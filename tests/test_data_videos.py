@@ -471,11 +471,13 @@ def test_draws_depend_on_seed_epoch_and_video_alone(tmp_path: Path) -> None:
     assert same(here[1], resumed)
     assert not same(here[0], here[1])
     assert not same(here[0], epochs(module(tmp_path, seed=1, **options))[0])
-    # In another epoch, the same video starts elsewhere: it is not only the order that changes.
+    # In another epoch or from another seed, the same video starts elsewhere: it is not only the order that changes.
     datamodule = module(tmp_path)
     first, second = (dict(all_tags(batches, datamodule)) for batches in epochs(datamodule, 2))
-    assert first.keys() == second.keys() == set(range(6))
+    (other,) = (dict(all_tags(batches, datamodule)) for batches in epochs(module(tmp_path, seed=1)))
+    assert first.keys() == second.keys() == other.keys() == set(range(6))
     assert first != second
+    assert first != other
     assert first == dict(all_tags(epochs(datamodule)[0], datamodule))  # a new loader begins anew
     state = torch.get_rng_state()
     datamodule.train_dataloader().dataset.__getitems__([0, 1])
@@ -494,18 +496,20 @@ def test_data_set_can_be_sent_to_spawned_workers(tmp_path: Path) -> None:
 
 def test_several_lengths(tmp_path: Path) -> None:
     """Batches of one length each, in turn, in whole rounds; held-out ones of the first."""
-    write_set(tmp_path / "train", *(f"{i}.mp4" for i in range(9)))
+    write_set(tmp_path / "train", *(f"{i}.mp4" for i in range(11)))
     write_set(tmp_path / "val", "0.mp4", "1.mp4", "2.mp4")
     for num_workers in (0, 2):
         datamodule = module(tmp_path, num_frames=[2, 5], num_workers=num_workers)
-        assert len(datamodule.train_dataloader()) == 4  # of 9 videos, 8
+        assert len(datamodule.train_dataloader()) == 4  # of 11 videos, 8
         for batches in epochs(datamodule, 2):
             assert [batch.shape[2] for batch in batches] == [2, 5, 2, 5]
             tags = [tag for batch in batches for tag, _ in read_tags(batch, datamodule)]
             assert len(set(tags)) == 8
         assert [batch.shape[2] for batch in datamodule.val_dataloader()] == [2, 2]
-    with pytest.raises(ValueError, match=r"9 training videos.*fewer than the 10 of batch_size=5 .*num_frames=\[2, 5\]"):
-        module(tmp_path, num_frames=[2, 5], batch_size=5)
+    with pytest.raises(
+        ValueError, match=r"11 training videos.*fewer than the 12 of batch_size=6 .*num_frames=\[2, 5\]"
+    ):
+        module(tmp_path, num_frames=[2, 5], batch_size=6)
 
 
 class Recorder(pl.LightningModule):
