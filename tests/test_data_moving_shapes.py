@@ -1,144 +1,339 @@
-"""Moving shapes: what is drawn is what the labels say, and no single frame says how it moves."""
+"""The moving shapes: the same bytes everywhere, labels that agree with the pixels, and motion that no frame shows."""
 
+import hashlib
 import pickle
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers import quiet_trainer
+from test_data_shapes import second_colour
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from jepa_lightning import MovingShapesDataModule
-from jepa_lightning.data import MovingShapesDataset
-
-NUMBER = 4000
-INDICES = list(range(NUMBER))
+from jepa_lightning.data import MovingShapesBatch, MovingShapesDataModule, MovingShapesDataset
+from jepa_lightning.data.moving_shapes import DIRECTIONS, SPEEDS, lay_out
+from jepa_lightning.data.rendering import KINDS, Draws
 
 
-@pytest.fixture(scope="module")
-def many() -> tuple[Tensor, ...]:
-    """Positions and labels of many clips (of frames too small to look at, so that they are cheap)."""
-    batch = MovingShapesDataset(NUMBER, image_size=16).__getitems__(INDICES)
-    return batch.position, batch.kind, batch.direction, batch.speed
+def pixels(clip: Tensor) -> np.ndarray:
+    """Undo the normalisation."""
+    return (clip * 33.5 + 127.5).round().to(torch.uint8).numpy()
 
 
-def test_labels_are_what_moves(many: tuple[Tensor, ...]) -> None:
-    """Velocities, by differences of the places on the torus, against the classes."""
-    position, kind, direction, speed = many
-    steps = position.diff(dim=1)
-    steps = steps - steps.round()
-    assert torch.allclose(steps, steps[:, :1].expand_as(steps), atol=1e-5)
-    pace = steps[:, 0].norm(dim=1)
-    for index, (low, high) in enumerate([(0.015, 0.026), (0.031, 0.052), (0.062, 0.104)]):
-        assert (pace[speed == index] > low).all()
-        assert (pace[speed == index] < high).all()
-    heading = torch.atan2(steps[:, 0, 1], steps[:, 0, 0]) / (torch.pi / 4)
-    assert torch.equal(heading.round().long() % 8, direction)
-    assert ((heading - heading.round()).abs() < 0.4).all()  # a gap between the classes
-    for labels, classes in ((kind, 6), (direction, 8), (speed, 3)):
-        counts = torch.bincount(labels, minlength=classes)
-        assert len(counts) == classes
-        chi_square = ((counts - NUMBER / classes) ** 2 / (NUMBER / classes)).sum()
-        assert chi_square < 30
+def same(a: MovingShapesBatch, b: MovingShapesBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_place_tells_no_motion(many: tuple[Tensor, ...]) -> None:
-    """In every frame, the subject's place on a grid of 4x4 is independent of direction, speed and kind."""
-    position, kind, direction, speed = many
-    assert (position >= 0).all()
-    assert (position <= 1).all()
-    for frame in (0, 3, 7):
-        cell = (position[:, frame] * 4).long().clamp(max=3)
-        cell = cell[:, 0] * 4 + cell[:, 1]
-        for labels, classes in ((kind, 6), (direction, 8), (speed, 3)):
-            table = torch.zeros(16, classes).index_put_((cell, labels), torch.ones(NUMBER), accumulate=True)
-            expected = table.sum(1, keepdim=True) * table.sum(0) / NUMBER
-            freedom = 15 * (classes - 1)
-            chi_square = float(((table - expected) ** 2 / expected).sum())
-            assert abs(chi_square - freedom) < 4.5 * (2 * freedom) ** 0.5
+def render(dataset: MovingShapesDataset) -> MovingShapesBatch:
+    return dataset.__getitems__(list(range(len(dataset))))
 
 
-def ridge_accuracy(features: Tensor, labels: Tensor, classes: int) -> float:
-    """Of a ridge regression to one-hot labels, fitted on the first three quarters."""
-    split = len(features) * 3 // 4
-    x = torch.cat([features, torch.ones(len(features), 1)], 1).double()
-    y = torch.nn.functional.one_hot(labels, classes).double()
-    gram = x[:split].mT @ x[:split] + 100.0 * torch.eye(x.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, x[:split].mT @ y[:split])
-    return float(((x[split:] @ weights).argmax(1) == labels[split:]).double().mean())
+@pytest.mark.parametrize(
+    ("size", "frames", "expected"),
+    [
+        (32, 8, "90f1d3cfb4d02fe8"),
+        ([24, 40], 5, "b9c52f3297c9bff9"),
+    ],
+)
+def test_clips_are_the_same_everywhere(size: int | list[int], frames: int, expected: str) -> None:
+    batch = MovingShapesDataset(100, frames, size, seed=3).__getitems__([0, 1, 50, 99])
+    digest = hashlib.sha256()
+    for array in (pixels(batch.clip), batch.kind.numpy(), batch.direction.numpy(), batch.speed.numpy()):
+        digest.update(np.ascontiguousarray(array).astype(f"<u{array.itemsize}").tobytes())
+    assert digest.hexdigest()[:16] == expected
 
 
-def test_pixels_of_one_frame_tell_no_motion_and_of_two_do() -> None:
-    """Products of neighbouring pixels see motion only across frames."""
-    batch = MovingShapesDataset(3000, num_frames=2, image_size=16).__getitems__(list(range(3000)))
-    grey = batch.clip.mean(1)  # [B, 2, H, W]
-
-    def correlations(first: Tensor, second: Tensor) -> Tensor:
-        moved = [second.roll((dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        return torch.stack([(first * other).mean((1, 2)) for other in moved], 1) * 3
-
-    still = correlations(grey[:, 0], grey[:, 0])
-    moving = correlations(grey[:, 0], grey[:, 1])
-    assert ridge_accuracy(still, batch.direction, 8) < 0.125 + 4 * (0.125 * 0.875 / 750) ** 0.5
-    assert ridge_accuracy(still, batch.speed, 3) < 1 / 3 + 4 * (2 / 9 / 750) ** 0.5
-    assert ridge_accuracy(moving, batch.direction, 8) > 0.25
-    # Raw pixels of a frame, linearly, neither.
-    assert ridge_accuracy(grey[:, 0].flatten(1), batch.direction, 8) < 0.125 + 4 * (0.125 * 0.875 / 750) ** 0.5
+def test_sample_types() -> None:
+    sample = MovingShapesDataset(10, 6, [32, 48])[4]
+    assert [(tuple(item.shape), item.dtype) for item in sample] == [
+        ((3, 6, 32, 48), torch.float32),
+        ((), torch.int64),
+        ((), torch.int64),
+        ((), torch.int64),
+        ((6, 2), torch.float32),
+    ]
+    assert sample.clip.is_contiguous()
 
 
-def test_clips_are_a_function_of_seed_split_and_index() -> None:
-    data = MovingShapesDataset(50)
-    batch = data.__getitems__([3, 7, 3])
-    assert torch.equal(batch.clip[0], batch.clip[2])
-    assert torch.equal(batch.clip[1], data[7].clip)
-    assert torch.equal(batch.clip[1], MovingShapesDataset(9)[7].clip)
-    assert torch.equal(batch.clip[1], pickle.loads(pickle.dumps(data))[-43].clip)
-    others = (MovingShapesDataset(50, seed=1), MovingShapesDataset(50, split="val"), MovingShapesDataset(50))
-    assert [bool((other[7].clip == batch.clip[1]).all()) for other in others] == [False, False, True]
-    assert torch.equal(MovingShapesDataset(50, num_frames=4)[7].clip, batch.clip[1][:, :4])
-    assert torch.equal(MovingShapesDataset(50, num_frames=1)[7].clip, batch.clip[1][:, 0])
+def test_a_sample_depends_on_nothing_but_its_index() -> None:
+    dataset = MovingShapesDataset(80)
+    batch = render(dataset)  # more than one chunk
+    alone = dataset[77]
+    assert same(alone, MovingShapesBatch(*(item[77] for item in batch)))
+    assert same(alone, MovingShapesDataset(78)[77])
+    assert same(alone, MovingShapesDataset(78)[-1])
+    assert same(alone, pickle.loads(pickle.dumps(dataset))[77])
+    loader = DataLoader(Subset(dataset, [77]), batch_size=1, collate_fn=MovingShapesDataset.collate)
+    assert same(alone, MovingShapesBatch(*(item[0] for item in next(iter(loader)))))
 
 
-def test_normalised_and_at_rest() -> None:
-    """About zero mean and unit variance; a pixel changes where something passes and is noise elsewhere."""
-    batch = MovingShapesDataset(300).__getitems__(list(range(300)))
-    assert abs(float(batch.clip.mean())) < 0.05
-    assert float(batch.clip.std()) == pytest.approx(1.0, abs=0.05)
-    assert batch.clip.dtype == torch.float32
-    change = batch.clip.diff(dim=2).abs().amax((1, 2))
-    assert 0.02 < float((change < 0.35).float().mean()) < 0.9
-    rectangular = MovingShapesDataset(10, image_size=[16, 40])[0]
-    assert rectangular.clip.shape == (3, 8, 16, 40)
+def test_more_frames_go_on_where_fewer_stop() -> None:
+    long, short, image = (render(MovingShapesDataset(20, frames)) for frames in (11, 4, 1))
+    assert torch.equal(long.clip[:, :, :4], short.clip)
+    assert torch.equal(long.position[:, :4], short.position)
+    assert torch.equal(long.clip[:, :, 0], image.clip)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_data_module(workers: int) -> None:
-    data = MovingShapesDataModule(num_train=70, num_val=20, batch_size=16, num_workers=workers)
-    torch.manual_seed(0)
-    train = list(data.train_dataloader())
-    assert [batch.clip.shape for batch in train] == [torch.Size([16, 3, 8, 32, 32])] * 4
-    assert [len(batch.kind) for batch in data.val_dataloader()] == [16, 4]
-    held_out = torch.cat([batch.clip for batch in data.test_dataloader()])
-    assert torch.equal(held_out, torch.cat([batch.clip for batch in data.predict_dataloader()]))
-    assert isinstance(data.train_dataloader(), DataLoader)
-    assert [len(names) for names in (data.kinds, data.directions, data.speeds)] == [6, 8, 3]
-    seen = np.array([tuple(batch.position[:, 0].flatten().tolist()) for batch in train])
-    assert len(np.unique(seen, axis=0)) == 4
+def test_splits_and_seeds_are_disjoint() -> None:
+    sets = [MovingShapesDataset(32, 2, 16, seed, split) for seed in (0, 1) for split in ("train", "val", "test")]
+    clips = [pixels(clip).tobytes() for dataset in sets for clip in render(dataset).clip]
+    assert len(set(clips)) == 6 * 32
+
+
+def test_normalisation_and_balance() -> None:
+    batch = render(MovingShapesDataset(1000))
+    assert abs(batch.clip.double().mean()) < 0.03
+    assert abs(batch.clip.double().std() - 1) < 0.03
+    scene = lay_out(Draws(0, 0, np.arange(10_000)), 1, 32, 32)
+    for labels, names in ((scene.kind[:, 0], KINDS), (scene.direction, DIRECTIONS), (scene.speed, SPEEDS)):
+        share = np.bincount(labels) / 10_000
+        assert len(share) == len(names)
+        assert abs(share - 1 / len(names)).max() < 0.02  # over four standard deviations
+
+
+def test_labels_against_the_path_of_the_subject() -> None:
+    """On the torus, a subject goes the same way each frame, as fast and in the direction that its labels say."""
+    height, width = 16, 24
+    batch = render(MovingShapesDataset(2000, 5, [height, width]))
+    assert (batch.position >= 0).all()
+    assert (batch.position <= 1).all()
+    step = batch.position.double().diff(dim=1)
+    step = (step - step.round()) * torch.tensor([width, height])
+    torch.testing.assert_close(step, step[:, :1].expand_as(step), rtol=0, atol=1e-4)
+    x, y = step.mean(1).T
+    pace = torch.hypot(x, y) / (2.0**batch.speed * height / 64)
+    assert (pace.min(), pace.max()) == (pytest.approx(1, abs=0.01), pytest.approx(1.6, abs=0.01))
+    angle = torch.rad2deg(torch.atan2(y, x)) - 45 * batch.direction  # clockwise, as y points down
+    off = (angle + 180) % 360 - 180
+    assert (off.min(), off.max()) == (pytest.approx(-16.9, abs=0.1), pytest.approx(16.9, abs=0.1))
+    assert [DIRECTIONS[index] for index in (0, 2, 4, 6)] == ["right", "down", "left", "up"]
+
+
+def test_smaller_shapes_bounce() -> None:
+    """They stay wholly in the picture, and their pace along either axis changes where they turn back alone."""
+    height, width = 32, 48
+    scene = lay_out(Draws(0, 0, np.arange(500)), 64, height, width)
+    reach = scene.radius[:, 1:, None, None] * np.where(scene.square[:, 1:], 1.25, 1)[..., None, None]
+    centre = scene.centre[:, 1:].astype(float)
+    assert (centre - reach > -1e-4).all()
+    assert (centre + reach < np.array([width, height]) + 1e-4).all()
+    step = np.diff(centre, axis=2)
+    turned = np.sign(step[:, :, 1:]) != np.sign(step[:, :, :-1])
+    change = np.abs(step) - np.median(np.abs(step), axis=2, keepdims=True)
+    straight = ~(turned[:, :, 1:] | turned[:, :, :-1])
+    assert np.abs(change[:, :, 1:-1][straight]).max() < 1e-4
+    assert (change < 1e-4).all()
+    assert turned.any(2).mean() > 0.8
+
+
+def test_pixels_against_the_description() -> None:
+    """Every frame again, a pixel at a time: what lies at its centre, in a world that repeats, and without blur."""
+    height, width, number, frames = 48, 64, 16, 3
+    clips = render(MovingShapesDataset(number, frames, [height, width]))
+    grey = pixels(clips.clip).mean(1)
+    scene = lay_out(Draws(0, 0, np.arange(number)), frames, height, width)
+    y, x = np.mgrid[:height, :width] + 0.5
+    right: dict[str, list[bool]] = {"background": [], "at rest": [], "subject": [], "small": []}
+    before = np.empty((height, width))
+    for clip, frame in np.ndindex(number, frames):
+        shown = np.full((height, width), -1)
+        wanted = np.zeros((height, width), bool)
+        behind = [slot for slot in (1, 2, 3) if not scene.in_front[clip, slot - 1]]
+        for slot in (*behind, 0, *(slot for slot in (1, 2, 3) if slot not in behind)):
+            column, row = scene.centre[clip, slot, frame].astype(float)
+            again = (-1, 0, 1) if slot == 0 else (0,)
+            for place in (complex(column + i * width, row + j * height) for i in again for j in again):
+                turned = (x + 1j * y - place) * complex(*scene.orientation[clip, slot, frame]).conjugate()
+                near = abs(turned)
+                if scene.square[clip, slot]:
+                    near = np.maximum(abs(turned.real), abs(turned.imag)) * 2 / np.sqrt(np.pi)
+                u, v = (
+                    own / scene.period[clip, slot]
+                    + shift
+                    + np.sin(2 * np.pi * (turned.real * along[0] + turned.imag * along[1] + start)) / 2
+                    for own, shift, along, start in zip(
+                        (turned.real, turned.imag),
+                        scene.phase[clip, slot],
+                        scene.wave[clip, slot],
+                        scene.start[clip, slot],
+                        strict=True,
+                    )
+                )
+                kind = KINDS[scene.kind[clip, slot]]
+                for pixel in map(tuple, np.argwhere(near < scene.radius[clip, slot])):
+                    shown[pixel], wanted[pixel] = slot, second_colour(kind, u[pixel], v[pixel])
+        first, second = scene.colour[clip].mean(2).T * 255
+        level = (first + second) / 2
+        right["background"] += list(abs(grey[clip, frame][shown < 0] - scene.texture[clip].mean() * 255) < 30)
+        if frame:
+            change = grey[clip, frame] - grey[clip, frame - 1]
+            right["at rest"] += list(abs(change[(shown < 0) & (before < 0)]) < 13)  # the noise is of 12 levels
+        before = shown
+        for name, here in (("subject", shown == 0), ("small", shown > 0)):
+            slot = shown[here]
+            lighter = np.where(wanted[here], second[slot], first[slot]) > level[slot]
+            right[name] += list((grey[clip, frame][here] > level[slot]) == lighter)
+    assert {name: np.mean(found) > 0.95 for name, found in right.items()} == dict.fromkeys(right, True)
+    position = clips.position.numpy() * [width, height]
+    np.testing.assert_allclose(position, scene.centre[:, 0], atol=1e-4)
+
+
+def surprise(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's chi-square of two labels' independence, in standard deviations from what independence gives."""
+    observed = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(observed, (a, b), 1)
+    expected = observed.sum(1, keepdims=True) * observed.sum(0) / len(a)
+    freedom = (observed.shape[0] - 1) * (observed.shape[1] - 1)
+    return (((observed - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+def cells(place: np.ndarray, number: int = 6) -> np.ndarray:
+    """Which cell of a grid places in [0, 1] lie in."""
+    column, row = np.minimum((place * number).astype(int), number - 1).T
+    return row * number + column
+
+
+def test_no_frame_depends_on_the_motion() -> None:
+    """All that a frame shows of the subject is independent of where it goes and how fast; between walls it is not."""
+    side = 32
+    scene = lay_out(Draws(0, 0, np.arange(40_000)), 8, side, side)
+    looks = {
+        "kind": scene.kind[:, 0],
+        "square": scene.square[:, 0],
+        "brightness": (scene.colour[:, 0, 0].mean(1) > scene.colour[:, 0, 1].mean(1)).astype(int),
+        "occluders": scene.in_front.sum(1),
+    }
+    for name, values in (("radius", scene.radius[:, 0]), ("period", scene.period[:, 0])):
+        looks[name] = np.digitize(values, np.quantile(values, [0.2, 0.4, 0.6, 0.8]))
+    for frame in range(8):
+        looks[f"place in frame {frame}"] = cells(scene.centre[:, 0, frame] / side)
+        x, y = scene.orientation[:, 0, frame].T
+        looks[f"angle in frame {frame}"] = ((np.arctan2(y, x) / (2 * np.pi) + 0.5) * 7.99).astype(int)
+    for labels in (scene.direction, scene.speed, scene.direction * len(SPEEDS) + scene.speed):
+        for name, look in looks.items():
+            assert surprise(look, labels) < 4.5, name
+
+    # The same from the same places, between walls that the subject bounces off.
+    start, end = scene.centre[:, 0, 0].astype(float), scene.centre[:, 0, 7].astype(float)
+    way = end - start
+    way -= side * np.round(way / side)
+    assert surprise(cells((side - abs(side - abs(start + way))) / side), scene.direction) > 100
+
+
+def energies(first: Tensor, second: Tensor) -> Tensor:
+    """How strongly random filters over two frames `[B, 3, H, W]` respond: a texture's, or a motion's, energy."""
+    filters = torch.randn(64, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    filters -= filters.mean((2, 3), keepdim=True)
+    pairs = torch.stack([first.mean(1), second.mean(1)], 1)
+    return torch.cat([F.conv2d(part, filters).square().mean((2, 3)).log() for part in pairs.split(250)])
+
+
+def accuracy(features: Tensor, labels: Tensor) -> float:
+    """Of a linear classifier, ridge regression on the classes, fitted to the first half and tried on the second."""
+    half = len(features) // 2
+    features = F.pad((features - features.mean(0)) / features.std(0), (0, 1), value=1.0).double()
+    targets, train = F.one_hot(labels).double(), features[:half]
+    weights = torch.linalg.solve(train.T @ train + torch.eye(train.shape[1]), train.T @ targets[:half])
+    return ((features[half:] @ weights).argmax(1) == labels[half:]).double().mean().item()
+
+
+def test_one_frame_shows_kinds_and_two_show_motion() -> None:
+    """To the same probe, of the same features; from one frame, motion is at chance, within four standard deviations."""
+    batch = render(MovingShapesDataset(6000, 2))
+    first, second = batch.clip.unbind(2)
+    one, two, raw = energies(second, second), energies(first, second), second.flatten(1)
+    assert accuracy(one, batch.kind) > 0.55
+    for labels, chance, seen in ((batch.direction, 1 / 8, 0.4), (batch.speed, 1 / 3, 0.55)):
+        limit = 4 * (chance * (1 - chance) / 3000) ** 0.5
+        assert abs(accuracy(one, labels) - chance) < limit
+        assert abs(accuracy(raw, labels) - chance) < limit
+        assert accuracy(two, labels) > seen
+
+
+def test_datamodule_gives_the_same_batches_with_workers() -> None:
+    def batches(num_workers: int) -> list[MovingShapesBatch]:
+        datamodule = MovingShapesDataModule([16, 24], 3, 70, 20, batch_size=16, num_workers=num_workers, seed=5)
+        torch.manual_seed(0)
+        loaders = (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader())
+        return [batch for loader in loaders for batch in loader]
+
+    here, workers = batches(0), batches(2)
+    assert [tuple(batch.clip.shape) for batch in here] == [(size, 3, 3, 16, 24) for size in [16] * 4 + [16, 4] * 2]
+    assert all(type(batch) is MovingShapesBatch for batch in workers)
+    assert all(same(a, b) for a, b in zip(here, workers, strict=True))
+    assert not torch.equal(here[0].clip, MovingShapesDataset(70, 3, [16, 24], 5).__getitems__(list(range(16))).clip)
+
+
+def test_datamodule_works_under_spawn() -> None:
+    loader = MovingShapesDataModule(16, 2, 8, 8, batch_size=8, num_workers=1).val_dataloader()
+    loader.multiprocessing_context = "spawn"
+    assert same(next(iter(loader)), render(MovingShapesDataset(8, 2, 16, split="val")))
+
+
+class Probe(pl.LightningModule):
+    """A linear classifier of motion, which records what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.LazyLinear(8)
+        self.seen: list[str] = []
+
+    def step(self, batch: MovingShapesBatch, stage: str) -> Tensor:
+        self.seen.append(stage)
+        return F.cross_entropy(self.layer(batch.clip.flatten(1)), batch.direction)
+
+    def training_step(self, batch: MovingShapesBatch) -> Tensor:
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: MovingShapesBatch) -> None:
+        self.step(batch, "val")
+
+    def predict_step(self, batch: MovingShapesBatch) -> Tensor:
+        return batch.direction
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def test_trainer_runs_on_the_datamodule() -> None:
+    datamodule = MovingShapesDataModule(16, 2, 40, 20, batch_size=16, num_workers=0)
+    model, trainer = Probe(), quiet_trainer(max_epochs=1)
+    trainer.fit(model, datamodule)
+    assert model.seen == ["train"] * 2 + ["val"] * 2
+    directions = torch.cat(trainer.predict(model, datamodule))
+    assert torch.equal(directions, render(datamodule.test_set).direction)
+    assert dict(datamodule.hparams) == {
+        "image_size": 16, "num_frames": 2, "num_train": 40, "num_val": 20, "batch_size": 16, "num_workers": 0,
+        "seed": 0,
+    }  # fmt: skip
+    assert [len(names) for names in (datamodule.kinds, datamodule.directions, datamodule.speeds)] == [6, 8, 3]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 8}, "image_size=8 is neither"),
+        ({"image_size": 15}, "image_size=15 .*at least 16"),
+        ({"image_size": [64, 64, 3]}, "rows, columns"),
         ({"num_frames": 0}, "num_frames=0 leaves no frame"),
-        ({"seed": -1}, "seed=-1 is out of range"),
-        ({"batch_size": 100, "num_train": 50}, "batch_size=100 must be from 1 to num_train=50"),
-        ({"num_workers": -1}, "num_workers=-1 is negative"),
-        ({"num_val": 0}, "num_val=0 leaves no validation clip"),
+        ({"num_train": 10, "batch_size": 16}, "batch_size=16 must be from 1 to num_train=10"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_val": 0}, "num_val=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_options_out_of_range(arguments: dict[str, int], message: str) -> None:
+def test_datamodule_rejects(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MovingShapesDataModule(**arguments)
-    with pytest.raises(IndexError, match="go beyond the 5 clips"):
-        MovingShapesDataset(5).__getitems__([5])
+
+
+def test_dataset_rejects() -> None:
+    with pytest.raises(ValueError, match="split='valid' does not exist; choose one of train, val, test"):
+        MovingShapesDataset(10, split="valid")
+    with pytest.raises(ValueError, match="num_clips=0"):
+        MovingShapesDataset(0)
+    with pytest.raises(IndexError, match="10 clips"):
+        MovingShapesDataset(10)[10]

@@ -478,6 +478,7 @@ def test_draws_depend_on_seed_epoch_and_video_alone(tmp_path: Path) -> None:
     assert first.keys() == second.keys() == other.keys() == set(range(6))
     assert first != second
     assert first != other
+    assert len({tuple(order) for order in (first, second, range(6))}) == 3
     assert first == dict(all_tags(epochs(datamodule)[0], datamodule))  # a new loader begins anew
     state = torch.get_rng_state()
     datamodule.train_dataloader().dataset.__getitems__([0, 1])
@@ -490,7 +491,7 @@ def test_data_set_can_be_sent_to_spawned_workers(tmp_path: Path) -> None:
     for datamodule in (module(tmp_path / "files"), shards(tmp_path / "shards", samples_per_epoch=2)):
         here = datamodule.train_dataloader().dataset
         there = pickle.loads(pickle.dumps(here))
-        (a, _), (b, _) = here.__getitems__([0, 1]), there.__getitems__([0, 1])
+        (a, *_), (b, *_) = here.__getitems__([0, 1]), there.__getitems__([0, 1])
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))  # clips, or the items of a batch
 
 
@@ -676,8 +677,8 @@ def members(folder: Path, tags: range, label: Callable[[int], dict[str, bytes]])
     """The members of a shard: a video for each tag, and what `label` gives by extension."""
     content = {}
     for tag in tags:
-        content[f"clips/{tag:03}.mp4"] = write_tagged(folder / "one.mp4", tag).read_bytes()
         content |= {f"clips/{tag:03}.{extension}": value for extension, value in label(tag).items()}
+        content[f"clips/{tag:03}.mp4"] = write_tagged(folder / "one.mp4", tag).read_bytes()
     return content
 
 
@@ -755,10 +756,10 @@ def test_unreadable_in_shards(tmp_path: Path) -> None:
     shard = tmp_path / "train/1.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: content.index(b"clips/008.mp4") + 600])
-    datamodule = shards(tmp_path, samples_per_epoch=30, max_faulty=0.5)
-    with pytest.warns(UserWarning, match=r"2 of 3\d videos cannot be read"):
+    datamodule = shards(tmp_path, samples_per_epoch=30, max_faulty=0.01)
+    with pytest.warns(UserWarning, match=r"2 of 3[2-9] videos cannot be read"):
         tags = {tag for tag, _ in all_tags(datamodule.train_dataloader(), datamodule)}
-    assert tags == {*range(15)} - {2, 7, 8, 9}  # 7 is lost with 8, which would have ended it
+    assert tags == {*range(15)} - {2, 8, 9}
     assert datamodule.faulty.keys() == {f"{tmp_path}/train/0.tar/clips/002.mp4", str(shard)}
     assert "the rest of the shard cannot be read: unexpected end of data" in datamodule.faulty[str(shard)]
     (tmp_path / "val/0.tar").write_bytes(content[:1000])

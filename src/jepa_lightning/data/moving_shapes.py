@@ -241,7 +241,7 @@ class MovingShapesDataset(Dataset[MovingShapesBatch]):
         >>> dataset = MovingShapesDataset(100)
         >>> sample = dataset[7]
         >>> sample.clip.shape, dataset.kinds[sample.kind], dataset.directions[sample.direction]
-        (torch.Size([3, 8, 32, 32]), 'dots', 'right')
+        (torch.Size([3, 8, 32, 32]), 'stripes', 'right')
     """
 
     kinds, directions, speeds = KINDS, DIRECTIONS, SPEEDS

@@ -107,9 +107,8 @@ class _Listed:
         """The video of that index, then others at random."""
         index, seen = draw.video, set[int]()
         while len(seen) < min(_PATIENCE, len(self)):
-            if index not in seen:
-                seen.add(index)
-                yield self.entries[index]
+            seen.add(index)
+            yield self.entries[index]
             index = int(torch.randint(len(self), ()))
 
 
@@ -155,7 +154,6 @@ class _Streamed:
                 yield entry
             if is_empty:
                 raise FileNotFoundError(f"{', '.join(shards)}: no member of these shards is a video.")
-            generator.shuffle(shards)
 
 
 def _read_shard(shard: str) -> Iterator[_Entry]:
@@ -321,7 +319,7 @@ class _Faults:
         self._read = self._told = 0
 
     def add(self, reasons: dict[str, str], read: int) -> None:
-        """Count another `read` videos, and those among them that could not be read.
+        """Count another `read` videos, the unreadable ones included.
 
         Raises:
             RuntimeError: if they have become too many.
@@ -342,9 +340,8 @@ class _Faults:
             self._told = len(self.reasons)
 
     def __str__(self) -> str:
-        return f"{len(self.reasons)} of {min(self._read, self.total)} videos cannot be read: " + _name_some(
-            self.reasons
-        )
+        read = min(self._read, self.total)
+        return f"{len(self.reasons)} of {read} videos cannot be read: {_name_some(self.reasons)}"
 
 
 def _name_some(reasons: dict[str, str]) -> str:
@@ -352,8 +349,8 @@ def _name_some(reasons: dict[str, str]) -> str:
     return ", ".join(named) + (f" and {len(reasons) - len(named)} more" if len(reasons) > len(named) else "")
 
 
-class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str]]]):
-    """Batches of normalised clips, each with the reasons why other videos could not be read.
+class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
+    """Batches of normalised clips, each with what could not be read, and why, and how many videos were tried.
 
     Clips are cropped and resized as 8-bit tensors, all frames of a clip alike; only the batch is converted to float32.
     All that is random is a function of the seed, the epoch and the index.
@@ -392,29 +389,31 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str]]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, draws: list[_Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str]]:
+    def __getitems__(self, draws: list[_Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
         faulty: dict[str, str] = {}
         clips, labels = zip(*(clip for draw in draws for clip in self._sample(draw, faulty)), strict=True)
         # Frames come before channels in the clips, and after them in the batch.
         video = torch.stack(clips).transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         video.mul_(self.scale).sub_(self.shift)
+        read = len(draws) + len(faulty)
         if None not in labels:
-            return VideoBatch(video, torch.tensor(labels)), faulty
+            return VideoBatch(video, torch.tensor(labels)), faulty, read
         if any(label is not None for label in labels):
             raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
-        return video, faulty
+        return video, faulty, read
 
     def _sample(self, draw: _Draw | int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
-        index, num_frames, epoch = draw if isinstance(draw, _Draw) else _Draw(draw, self.num_frames, 0)
+        if not isinstance(draw, _Draw):
+            draw = _Draw(draw, self.num_frames, 0)
         tried: dict[str, str] = {}
         with torch.random.fork_rng(devices=()):
-            seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+            seed = np.random.SeedSequence([self.seed, draw.epoch, draw.video]).generate_state(1)[0]
             torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would seed the accelerators too
-            for entry in self.source.candidates(_Draw(index, num_frames, epoch)):
+            for entry in self.source.candidates(draw):
                 try:
-                    clips = self._read(entry, num_frames)
+                    clips = self._read(entry, draw.num_frames)
                     faulty |= tried
-                    return [(self._finish(clip, num_frames), entry.label) for clip in clips]
+                    return [(self._finish(clip, draw.num_frames), entry.label) for clip in clips]
                 except UnreadableError as error:
                     tried[entry.name] = str(error)
         raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
@@ -458,15 +457,15 @@ class _Draws(DistributedSampler[_Draw]):
 class _Loader(DataLoader[Any]):
     """Keeps what could not be read out of the batches, and tells it in the one process that sees all of them."""
 
+    dataset: _Videos
+
     def __iter__(self) -> Iterator[VideoBatch | Tensor]:  # type: ignore[override]
-        assert isinstance(self.dataset, _Videos)
-        faults = self.dataset.faults
         try:
-            for batch, faulty in super().__iter__():
-                faults.add(faulty, (self.batch_size or 1) + len(faulty))
+            for batch, faulty, read in super().__iter__():
+                self.dataset.faults.add(faulty, read)
                 yield batch
         finally:  # also where a Trainer stops before the end
-            faults.tell()
+            self.dataset.faults.tell()
 
 
 def _rank_and_ranks() -> tuple[int, int]:
@@ -501,8 +500,7 @@ class VideoDataModule(pl.LightningDataModule):
     itself, and starts at random in it in training, in its middle otherwise (in the official code it is the video that
     is divided, and clips that do not start at random start with their part).
 
-    Starts and crops are a function of the seed, the epoch and the video, whatever the number of workers. So is the
-    order of the videos, except in shards.
+    Order, starts and crops are a function of the seed and the epoch; with shards, also of the number of workers.
 
     A file that cannot be read is replaced by another, drawn likewise. At the end of an epoch a warning counts and names
     them (`faulty` has all); too many are an error. From a damaged file, decoders may still make disturbed frames.
@@ -701,12 +699,11 @@ class VideoDataModule(pl.LightningDataModule):
     def _loader(self, role: str) -> _Loader | list[Any]:
         if role not in self._sets:
             return []  # Lightning's way to skip validation
-        training, videos = role == "train", self._sets[role]
+        videos = self._sets[role]
         return _Loader(
             videos,
             batch_size=self.batch_size,
-            sampler=_Draws(videos, self.batch_size, self.num_frames, self.seed) if training else None,
-            drop_last=training,
+            sampler=_Draws(videos, self.batch_size, self.num_frames, self.seed) if role == "train" else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
