@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, dropwhile, groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,6 @@ _GREY_FRAME = b"YUV4MPEG2 W32 H16 F1:1\nFRAME\n" + bytes([128] * (32 * 16 * 3 //
 
 class UnreadableError(RuntimeError):
     """A video or an image that cannot be decoded, or is too short; the message says why."""
-
-
-class _Packet(NamedTuple):
-    """An encoded frame: when to show and when to decode it, in units of its stream."""
-
-    time: int
-    decoding_time: int
 
 
 class PyAVVideo:
@@ -54,27 +47,28 @@ class PyAVVideo:
         import av
 
         self._source = source
-        packets, self._keys = [], []
+        # Times are whole numbers of a unit that the stream has; those of the key frames are where decoding can start.
+        self._ticks, self._keys = list[int](), list[int]()
+        is_delayed = False
         with self._open() as (container, stream):
-            unit = stream.time_base
             for packet in container.demux(stream):
                 if packet.size == 0 or packet.is_discard:  # the end, or hidden by an edit list
                     continue
                 if packet.pts is None:
                     raise UnreadableError("its frames have no times")
-                packets.append(_Packet(packet.pts, packet.pts if packet.dts is None else packet.dts))
+                self._ticks.append(packet.pts)
                 if packet.is_keyframe:
-                    self._keys.append(packets[-1])
-            is_avi, is_mpeg = container.format.name == "avi", container.format.flags & av.format.Flags.ts_discont.value
-        if not packets:
-            raise UnreadableError("it has no frames")
-        self._keys.sort()
-        self._ticks = sorted(packet.time for packet in packets)
-        self.times = [float(tick * unit) for tick in self._ticks]
-        # AVI has no times of B-frames, and FFmpeg's guesses are wrong. It has their order, though.
-        self._is_counted = is_avi and any(packet.time != packet.decoding_time for packet in packets)
-        if self._is_counted or is_mpeg:
-            self._keys.clear()  # decode from the start: in MPEG streams, which have no index, one searches in vain
+                    self._keys.append(packet.pts)
+                is_delayed |= packet.dts is not None and packet.dts != packet.pts
+            if not self._ticks:
+                raise UnreadableError("it has no frames")
+            self._ticks.sort()
+            self.times = [float(tick * stream.time_base) for tick in self._ticks]
+            # AVI has no times of B-frames, and FFmpeg's guesses are wrong. It has their order, though.
+            self._is_counted = is_delayed and container.format.name == "avi"
+            # MPEG streams have no index, and what is found without is not always what was looked for.
+            if self._is_counted or container.format.flags & av.format.Flags.ts_discont.value:
+                self._keys.clear()
 
     def frames(self, indices: list[int]) -> Tensor:
         """Decode the frames of these numbers.
@@ -93,17 +87,19 @@ class PyAVVideo:
         with self._open() as (container, stream):
             for key, ticks in groupby(wanted, self._last_key):
                 if key is not None:
-                    # Containers are searched by one time or the other; who starts too early still gets there.
-                    container.seek(min(key), stream=stream)
+                    container.seek(key, stream=stream)
                 frames |= self._decode(container.demux(stream), set(ticks))
+        if missing := set(wanted) - set(frames):  # sought in vain, as happens in FLV
+            with self._open() as (container, stream):
+                frames |= self._decode(container.demux(stream), missing)
         if len(frames) < len(wanted):
             raise UnreadableError(f"{len(wanted) - len(frames)} of {len(wanted)} frames cannot be decoded")
         with _reading():
             return torch.stack([frames[self._ticks[index]] for index in indices]).permute(0, 3, 1, 2)
 
-    def _last_key(self, tick: int) -> _Packet | None:
+    def _last_key(self, tick: int) -> int | None:
         """The key frame from which decoding reaches a time; None for the start of the file."""
-        index = bisect_right(self._keys, tick, key=lambda packet: packet.time)
+        index = bisect_right(self._keys, tick)
         return self._keys[index - 1] if index else None
 
     def _decode(self, packets: Iterator[Any], wanted: set[int]) -> dict[int, Tensor]:

@@ -79,6 +79,7 @@ class JEPA(pl.LightningModule):
         if stretch < 1:
             raise ValueError(f"schedules can be stretched, by 1 or more, but not shrunk: got stretch={stretch}")
         self.save_hyperparameters()
+        self.stretch = stretch  # not of `hparams`, where a method has no such option of its own
         self.context_encoder = self.build_encoder()
         self.target_encoder = self.build_teacher(self.context_encoder)
         self.masking = self.build_masking()
@@ -202,14 +203,14 @@ class JEPA(pl.LightningModule):
         scheduler = ScheduledOptions(
             optimizer,
             lr=lambda step: self.learning_rate(step + 1, total),
-            weight_decay=lambda step: cosine(step + 1, hparams.stretch * total, *hparams.weight_decay),
+            weight_decay=lambda step: cosine(step + 1, self.stretch * total, *hparams.weight_decay),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def learning_rate(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from one, of a training of `total` steps."""
         hparams = self.hparams
-        warmup, end = hparams.warmup * total, hparams.stretch * total
+        warmup, end = hparams.warmup * total, self.stretch * total
         return warmup_cosine(step, end, warmup, hparams.start_lr, hparams.lr, hparams.final_lr)
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -217,7 +218,7 @@ class JEPA(pl.LightningModule):
         given = any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks)
         if given or not students_and_teachers(self):
             return []
-        return [EMATargetEncoder(self.hparams.momentum, self.hparams.stretch)]
+        return [EMATargetEncoder(self.hparams.momentum, self.stretch)]
 
     def on_fit_start(self) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""

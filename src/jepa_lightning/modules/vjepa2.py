@@ -81,7 +81,7 @@ class VJEPA2(VJEPA):
         """Linear warm-up, constant, linear cool-down."""
         hparams = self.hparams
         warmup, cooldown = hparams.warmup * total, hparams.cooldown * total
-        end = hparams.stretch * total
+        end = self.stretch * total
         return warmup_constant_cooldown(step, end, warmup, cooldown, hparams.start_lr, hparams.lr, hparams.final_lr)
 
     @classmethod
