@@ -427,7 +427,7 @@ def test_drawn_pixels() -> None:
 
 
 def test_pictures_in_tensorboard(tmp_path: Path) -> None:
-    """The first patch of the first target block of the first images, after every validation."""
+    """Of the first images, the masked patch that is least like the mean one, after every validation."""
     kept: list[tuple[Any, Any]] = []
 
     class Record(pl.Callback):
@@ -448,7 +448,12 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
     tokens = F.layer_norm(outputs["latents"].features[:3], (16,))
     picked, exists = module.target_head.neighbours(tokens)
     aggregated = neighbourhoods(module.target_head, tokens, (4, 4), 2, 4)
-    patch = outputs["masks"].targets[:3, 0, 0]
+    patches = []
+    for image, hidden in zip(tokens.numpy(), outputs["masks"].targets[:3].flatten(1).tolist(), strict=True):
+        mean = image.mean(0)
+        cosine = {place: image[place] @ mean / np.linalg.norm(image[place]) for place in hidden}
+        patches.append(min(cosine, key=lambda place: cosine[place]))
+    patch = torch.tensor(patches)
     drawn = draw_neighbours(batch.image[:3], patch, picked, exists, (tokens, aggregated), (4, 4))
     read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
     assert (read - drawn).abs().max() < 1.5 / 255
