@@ -70,8 +70,9 @@ def write_video(
     codec: str = "libx264",
     size: tuple[int, int] = (48, 32),
     hidden: int = 0,
+    gop: int = 8,
 ) -> Path:
-    """Write a video with B-frames and a key frame every eight.
+    """Write a video with B-frames.
 
     Args:
         path: its extension chooses the container.
@@ -82,13 +83,14 @@ def write_video(
         codec: FFmpeg's name of the encoder.
         size: (columns, rows).
         hidden: frames at the start that an edit list hides.
+        gop: frames from one key frame to the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, 1000 if times else rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
-        stream.gop_size, stream.max_b_frames = 8, 2
+        stream.gop_size, stream.max_b_frames = gop, 2
         stream.codec_context.qmin = stream.codec_context.qmax = 1
         for number in range(len(times) if times else num_frames):
             pixels = paint(number) if paint else np.full((size[1], size[0], 3), 4 * number + 2)

@@ -197,7 +197,10 @@ def cells(place: np.ndarray, number: int = 6) -> np.ndarray:
 
 
 def test_no_frame_depends_on_the_motion() -> None:
-    """All that a frame shows of the subject is independent of where it goes and how fast; between walls it is not."""
+    """Where a subject goes and how fast is independent of what a frame shows of it, and of how it turns.
+
+    Between walls, its place is not.
+    """
     side = 32
     scene = lay_out(Draws(0, 0, np.arange(40_000)), 8, side, side)
     looks = {
@@ -208,10 +211,14 @@ def test_no_frame_depends_on_the_motion() -> None:
     }
     for name, values in (("radius", scene.radius[:, 0]), ("period", scene.period[:, 0])):
         looks[name] = np.digitize(values, np.quantile(values, [0.2, 0.4, 0.6, 0.8]))
+    angle = np.arctan2(scene.orientation[:, 0, :, 1], scene.orientation[:, 0, :, 0]) / (2 * np.pi)
+    spin = (np.diff(angle) + 0.5) % 1 - 0.5
+    np.testing.assert_allclose(spin, spin[:, :1].repeat(7, 1), atol=1e-5)
+    assert (spin.min(), spin.max()) == (pytest.approx(-32 / 1024, abs=1e-5), pytest.approx(32 / 1024, abs=1e-5))
+    looks["spin"] = np.digitize(spin[:, 0], [-0.02, -0.01, 0.01, 0.02])
     for frame in range(8):
         looks[f"place in frame {frame}"] = cells(scene.centre[:, 0, frame] / side)
-        x, y = scene.orientation[:, 0, frame].T
-        looks[f"angle in frame {frame}"] = ((np.arctan2(y, x) / (2 * np.pi) + 0.5) * 7.99).astype(int)
+        looks[f"angle in frame {frame}"] = ((angle[:, frame] + 0.5) * 7.99).astype(int)
     for labels in (scene.direction, scene.speed, scene.direction * len(SPEEDS) + scene.speed):
         for name, look in looks.items():
             assert surprise(look, labels) < 4.5, name
@@ -264,6 +271,7 @@ def test_datamodule_gives_the_same_batches_with_workers() -> None:
     assert [tuple(batch.clip.shape) for batch in here] == [(size, 3, 3, 16, 24) for size in [16] * 4 + [16, 4] * 2]
     assert all(type(batch) is MovingShapesBatch for batch in workers)
     assert all(same(a, b) for a, b in zip(here, workers, strict=True))
+    assert not torch.equal(here[4].clip, here[6].clip)
     assert not torch.equal(here[0].clip, MovingShapesDataset(70, 3, [16, 24], 5).__getitems__(list(range(16))).clip)
 
 

@@ -62,7 +62,9 @@ FORMATS: dict[str, tuple[dict[str, Any], list[float]]] = {
     "hidden.mp4": ({"hidden": 10}, [i / 25 for i in range(14)]),
     "one.mp4": ({"num_frames": 1}, [0.0]),
     "still.avi": ({"codec": "ffv1"}, [i / 25 for i in range(24)]),
-    "b_frames.avi": ({"codec": "mpeg4"}, [i / 25 for i in range(1, 25)]),
+    "b_frames.avi": ({}, [i / 25 for i in range(1, 25)]),
+    "dense.flv": ({"gop": 2}, [i / 25 for i in range(1, 25)]),
+    "intra.flv": ({"gop": 1}, [i / 25 for i in range(24)]),
     "transport.ts": ({}, [i / 25 for i in range(2, 26)]),
     "program.mpg": ({"codec": "mpeg2video", "num_frames": 40, "paint": noisy}, [0.54 + i / 25 for i in range(40)]),
 }
@@ -83,7 +85,7 @@ def test_frames_and_times_are_exact(name: str, decoder: type[PyAVVideo], as_byte
             frames = video.frames(indices)
         except UnreadableError:
             assert decoder is TorchCodecVideo
-            assert name in ("b_frames.avi", "transport.ts", "program.mpg")
+            assert name in ("b_frames.avi", "dense.flv", "intra.flv", "transport.ts", "program.mpg")
             assert read_clips(str(path), find_decoders("auto"), 50, [0.0])[0].shape[0] == len(times)
         else:
             assert frames.dtype == torch.uint8
@@ -162,6 +164,8 @@ def test_unreadable(decoder: type[PyAVVideo], tmp_path: Path) -> None:
             decoder(str(path)).frames([20])
         with pytest.raises(UnreadableError, match=reason):
             read_clips(str(path), [decoder], 16, [0.0], 4)
+    with pytest.raises(UnreadableError, match="its frames have no times"):
+        decoder(str(write_video(tmp_path / "bare.h264")))
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", 8000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
@@ -173,6 +177,21 @@ def test_unreadable(decoder: type[PyAVVideo], tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"24 frames, fewer than min_frames=25"):
         read_clips(str(tmp_path / "good.mp4"), [decoder], 16, [0.0], min_frames=25)
     assert len(read_clips(str(tmp_path / "good.mp4"), [decoder], 16, [0.0], min_frames=24)[0]) == 16
+
+
+def test_a_video_that_starts_in_the_middle(tmp_path: Path) -> None:
+    """What comes before the first key frame cannot be decoded; the rest can."""
+    path = tmp_path / "cut.mkv"
+    with av.open(str(write_video(tmp_path / "whole.mkv"))) as whole, av.open(str(path), "w") as cut:
+        stream = cut.add_stream_from_template(whole.streams.video[0])
+        for packet in list(whole.demux(video=0))[1:-1]:
+            packet.stream = stream
+            cut.mux(packet)
+    video = PyAVVideo(str(path))
+    assert len(video.times) == 23
+    assert numbers(video.frames([7, 20])) == [8, 21]
+    with pytest.raises(UnreadableError, match="1 of 2 frames cannot be decoded"):
+        video.frames([1, 20])
 
 
 def test_images_are_read_as_one_frame(tmp_path: Path) -> None:
@@ -625,8 +644,10 @@ def test_too_many_unreadable_files(num_workers: int, tmp_path: Path) -> None:
     write_set(tmp_path, *(f"{i}.mp4" for i in range(20)))
     for index in (3, 7, 12):
         (tmp_path / f"{index}.mp4").write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"3 of \d+ videos cannot be read: .*more than max_faulty=0.1 allows"):
-        list(module(tmp_path, num_workers=num_workers).train_dataloader())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the error says it all
+        with pytest.raises(RuntimeError, match=r"3 of \d+ videos cannot be read: .*more than max_faulty=0.1 allows"):
+            list(module(tmp_path, num_workers=num_workers).train_dataloader())
     with pytest.warns(UserWarning, match="3 of 20"):
         assert len(list(module(tmp_path, num_workers=num_workers, max_faulty=0.15).train_dataloader())) == 10
     with pytest.raises(RuntimeError, match=r"\d of \d videos"):
@@ -716,6 +737,8 @@ def test_shards(num_workers: int, tmp_path: Path) -> None:
         assert sorted(tag for tag, _ in read) == list(range(20))
         assert [100 + tag for tag, _ in read] == [label for batch in batches for label in batch.label.tolist()]
         orders.append(read)
+        of_shards = [[tag for tag, _ in read if tag // 5 == shard] for shard in range(4)]
+        assert any(tags != sorted(tags) for tags in of_shards)
     assert [tag for tag, _ in orders[0]] not in ([tag for tag, _ in orders[1]], list(range(20)))
     again = shards(tmp_path, batch_size=5, num_workers=num_workers)
     assert all_tags(epochs(again, start=1)[0], again) == orders[1]

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain, dropwhile, groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -103,10 +103,10 @@ class PyAVVideo:
         return self._keys[index - 1] if index else None
 
     def _decode(self, packets: Iterator[Any], wanted: set[int]) -> dict[int, Tensor]:
-        """Decode from the next key frame on until the frames `[H, W, 3]` of these times are found or passed."""
+        """Decode until the frames `[H, W, 3]` of these times are found or passed."""
         frames: dict[int, Tensor] = {}
         last, counted = max(wanted), iter(self._ticks)
-        for packet in dropwhile(lambda packet: not packet.is_keyframe, packets):
+        for packet in packets:
             for frame in packet.decode():
                 tick = next(counted, last) if self._is_counted else frame.pts
                 if tick in wanted:
