@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,7 +23,7 @@ from fake_data import (
 from helpers import TINY
 
 import jepa_lightning
-from jepa_lightning import IJEPA, RECIPES
+from jepa_lightning import IJEPA, RECIPES, VJEPA
 from jepa_lightning.cli import main
 
 RUN = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
@@ -41,8 +42,11 @@ class Spy(pl.Callback):
         Spy.seen = {"word": word, "lr": []}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        Spy.seen["lr"].append(trainer.optimizers[0].param_groups[0]["lr"])
+        Spy.seen["lr"] += [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups[:1]]
         Spy.seen |= {"module": pl_module, "trainer": trainer, "data": trainer.datamodule}
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        Spy.seen |= {"module": pl_module, "trainer": trainer}
 
 
 SPY = "--trainer.callbacks+=test_cli.Spy"
@@ -70,6 +74,7 @@ DATA_CONFIG = {
 
 OWN = """
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from jepa_lightning import IJEPA
 from jepa_lightning.callbacks import LinearProbe
@@ -221,7 +226,9 @@ def test_given_values_win_over_the_checkpoint() -> None:
 
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 
-NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+EVALUATIONS = [name for name in ALL if name.startswith("evaluation/")]
+NAMES = [name for name in ALL if name not in EVALUATIONS]
 # Millions of parameters of encoder and predictor, as published (see test_checkpoints.py).
 PUBLISHED = {
     "ijepa/imagenet_vitb16.yaml": (85.8, 11.3),
@@ -249,6 +256,8 @@ def test_there_are_recipes() -> None:
     small = {f"{method}/{name}.yaml" for method in ("cjepa", "dmtjepa", "lejepa") for name in names[:2]}
     video = {*PUBLISHED_VIDEO, "vjepa/clips.yaml", *(f"{method}/moving_shapes.yaml" for method in ("vjepa", "vjepa2"))}
     assert {*PUBLISHED, *video, *small, *(f"ijepa/{name}.yaml" for name in (*names, "moving_shapes"))} <= set(NAMES)
+    probes = ("linear", "1_percent", "10_shots", "attentive", "knn", "segmentation", "position", "count", "fine_tuning")
+    assert {f"evaluation/shapes_{probe}.yaml" for probe in probes} <= set(EVALUATIONS)
 
 
 @pytest.fixture
@@ -299,6 +308,41 @@ def test_recipe(name: str, data: Path) -> None:
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
     size = 64 if recipe["data"]["class_path"] == "VideoDataModule" else module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluation_recipe(name: str, data: Path, tmp_path: Path) -> None:
+    """A step of training, one of validation and one of the test, on the encoder of a checkpoint."""
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    inner = recipe["data"]["init_args"]["data"]["init_args"]
+    clips = {"num_frames": inner["num_frames"]} if "num_frames" in inner else {}
+    size = {"image_size": inner["image_size"], "patch_size": inner["image_size"] // 4, **clips}
+    tiny = {"embed_dim": 12, "depth": 4, "num_heads": 2, "predictor_embed_dim": 12, "predictor_depth": 1}
+    module = (VJEPA if clips else IJEPA)(**size, **tiny, predictor_num_heads=2)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "encoder.ckpt")
+    arguments = ["--config", str(RECIPES / name), f"--model.encoder={tmp_path / 'encoder.ckpt'}", SPY, *RUN]
+    arguments += ["--data.data.num_workers=0", "--data.data.batch_size=8", "--data.share=0.5", "--trainer.num_nodes=1"]
+    if inner.get("dataset") == "ImageNet":
+        arguments += [f"--data.data.root={data}"]
+    elif inner.get("dataset") == "csv":
+        arguments += [f"--data.data.root={data / 'videos'}", "--data.data.dataset=csv"]
+    main(
+        [
+            "fit",
+            *arguments,
+            "--trainer.limit_train_batches=1",
+            "--trainer.limit_val_batches=1",
+            "--trainer.max_epochs=1",
+            "--trainer.check_val_every_n_epoch=1",
+        ]
+    )
+    module, trainer = Spy.seen["module"], Spy.seen["trainer"]
+    assert f"val/{module.score}" in trainer.callback_metrics
+    (saved,) = Path().rglob("last.ckpt")
+    main(["test", *arguments, f"--ckpt_path={saved}", "--trainer.limit_test_batches=1"])
+    assert torch.isfinite(Spy.seen["trainer"].callback_metrics[f"test/{module.score}"])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -357,3 +401,49 @@ def test_recipes_from_anywhere() -> None:
     main(["fit", "--config", "recipes/ijepa/shapes.yaml", *end])
     assert Spy.seen["module"].hparams.embed_dim == TINY["embed_dim"]
     assert (jepa_lightning.RECIPES / "ijepa" / "shapes.yaml").is_file()
+
+
+# --- Features and their evaluation -----------------------------------------------------------------------------------
+
+
+def test_predict_writes_features_and_labels(tmp_path: Path) -> None:
+    pl.seed_everything(0)
+    options = ["predict", *MODEL, *DATA, *RUN, f"--trainer.default_root_dir={tmp_path}"]
+    main(options)
+    main([*options, "--trainer.callbacks+=FeatureWriter", "--trainer.callbacks.path=features.csv"])
+    arrays = np.load(tmp_path / "features.npz")
+    table = np.genfromtxt("features.csv", delimiter=",", names=True)
+    data = jepa_lightning.ShapesDataModule(16, num_train=8, num_val=4, batch_size=4, num_workers=0)
+    (batch,) = data.test_dataloader()
+    assert set(arrays) == {"features", "kind", "count", "positions", "segmentation"}
+    assert arrays["features"].shape == (4, TINY["embed_dim"])
+    for name in ("kind", "count", "positions", "segmentation"):
+        np.testing.assert_array_equal(arrays[name], getattr(batch, name))
+    np.testing.assert_array_equal(table["kind"], batch.kind)
+    np.testing.assert_array_equal(table["positions_1"].astype(np.float32), batch.positions[:, 0, 1])
+    features = np.stack([table[f"features_{number}"] for number in range(TINY["embed_dim"])], 1)
+    np.testing.assert_array_equal(features.astype(np.float32), arrays["features"])
+    assert list(pytest.importorskip("pandas").read_csv("features.csv")["count"]) == batch.count.tolist()
+
+
+def test_test_scores_the_probes() -> None:
+    main(["fit", *MODEL, *DATA, *RUN, "--trainer.max_epochs=1", "--trainer.callbacks+=KNNProbe", SPY])
+    (saved,) = Path().rglob("*.ckpt")
+    main(["test", *MODEL, *DATA, *RUN, "--trainer.callbacks+=KNNProbe", f"--ckpt_path={saved}", SPY])
+    metrics = Spy.seen["trainer"].callback_metrics
+    assert torch.isfinite(metrics["test/loss"])
+    assert 0 <= metrics["probe/knn/accuracy"] <= 1
+
+
+def test_evaluate_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", *MODEL, *DATA, *RUN, "--trainer.max_epochs=1", "--model.depth=4"])
+    (saved,) = Path().rglob("*.ckpt")
+    small = [*DATA, "--data.num_train=40", "--steps=2", "--num_train=20"]
+    main(["evaluate", *MODEL, *small, *RUN, f"--ckpt_path={saved}", f"--trainer.default_root_dir={tmp_path}"])
+    rows = (tmp_path / "evaluation.csv").read_text().splitlines()
+    assert rows[0] == "label,probe,metric,value,constant,num_labels,chosen"
+    printed, markdown = capsys.readouterr().out, (tmp_path / "evaluation.md").read_text()
+    for label in ("kind", "count", "positions", "segmentation"):
+        assert any(row.startswith(f"{label},") for row in rows)
+        assert label in printed
+        assert label in markdown

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from jepa_lightning import callbacks, losses, masking, metrics, networks, schedules
+from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, Latents, LeJEPA
@@ -29,6 +29,7 @@ __all__ = [
     "ShapesDataModule",
     "VideoDataModule",
     "callbacks",
+    "evaluation",
     "load_encoder",
     "losses",
     "masking",

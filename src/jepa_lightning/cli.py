@@ -16,6 +16,9 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import jepa_lightning
+from jepa_lightning.callbacks import FeatureWriter
+from jepa_lightning.evaluation import evaluate, print_table, write_table
+from jepa_lightning.modules import JEPA
 
 
 class NearMissParser(LightningArgumentParser):
@@ -27,8 +30,49 @@ class NearMissParser(LightningArgumentParser):
         return super().error(f"{hints}\n{message}" if hints else message, ex)
 
 
+class EvaluatingTrainer(pl.Trainer):
+    """A Trainer for a subcommand more."""
+
+    def evaluate(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule,
+        ckpt_path: str,
+        num_train: int = 10_000,
+        steps: int = 1_000,
+    ) -> None:
+        """Read off a frozen encoder's features all that the data set has labels for, into one table.
+
+        The table is printed, and written as `evaluation.csv` and `evaluation.md` into the Trainer's default_root_dir.
+
+        Args:
+            model: not used: the checkpoint says what its encoder is.
+            datamodule: the data, labelled.
+            ckpt_path: a checkpoint of ours, an official one, or a Hugging Face folder.
+            num_train: training samples that probes are fitted on, at most.
+            steps: of a probe's training, on batches of 256.
+        """
+        accelerator = self.strategy.root_device.type
+        readings = evaluate(ckpt_path, datamodule, num_train, steps, accelerator)
+        for ending in (".csv", ".md"):
+            write_table(readings, Path(self.default_root_dir) / f"evaluation{ending}")
+        print_table(readings)
+
+
 class JEPACLI(LightningCLI):
     """Lightning's CLI with that parser, and without the checkpoint's hyper-parameters overriding the given ones."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """One more: `evaluate`."""
+        return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+
+    def before_predict(self) -> None:
+        """Write the features of a JEPA to `features.npz` in the Trainer's default_root_dir, unless told otherwise."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        given = any(isinstance(callback, FeatureWriter) for callback in callbacks)
+        if isinstance(self.model, JEPA) and not given:
+            callbacks.append(FeatureWriter(Path(self.trainer.default_root_dir) / "features.npz"))
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """No abbreviations: `--trainer.max_epoch` is a mistake, and to be told."""
@@ -45,7 +89,7 @@ class JEPACLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `jepa fit|validate|test|predict --config …`.
+    """Run `jepa fit|validate|test|predict|evaluate --config …`.
 
     Configurations under `recipes/` that the working directory does not have are those of the installed package.
 
@@ -57,6 +101,7 @@ def main(args: list[str] | None = None) -> None:
     JEPACLI(
         pl.LightningModule,
         pl.LightningDataModule,
+        trainer_class=EvaluatingTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,

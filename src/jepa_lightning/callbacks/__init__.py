@@ -3,6 +3,7 @@
 from jepa_lightning.callbacks.cockpit import Cockpit
 from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
 from jepa_lightning.callbacks.ema import EMATargetEncoder
+from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.knn import KNNProbe
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
 from jepa_lightning.callbacks.probes import AttentiveProbe, LinearProbe, Probe
@@ -14,6 +15,7 @@ __all__ = [
     "CollapseError",
     "CollapseMonitor",
     "EMATargetEncoder",
+    "FeatureWriter",
     "KNNProbe",
     "LatentPictures",
     "LinearProbe",

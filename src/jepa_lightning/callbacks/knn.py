@@ -9,7 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.callbacks.probes import UNLABELLED, Probe, Source
+from jepa_lightning.callbacks.probes import Probe, Source
+from jepa_lightning.callbacks.step import UNLABELLED
+
+
+def vote(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, num_classes: int) -> Tensor:
+    """The class with the largest vote of the nearest.
+
+    Args:
+        queries: `[Q, D]`.
+        bank: `[N, D]`, standardised and normalised as the queries are.
+        labels: LongTensor `[N]`, the classes of the bank.
+        k: number of neighbours by cosine similarity that vote, all of the bank if it holds fewer.
+        temperature: of the votes, whose weights are `exp(similarity / temperature)`.
+        num_classes: number of classes.
+
+    Returns:
+        LongTensor `[Q]`.
+
+    Source: Wu et al. (arXiv 1805.01978), section 3.4.
+    """
+    similarity, neighbours = (queries @ bank.T).topk(min(k, len(bank)))
+    # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = weights.new_zeros(len(queries), num_classes)
+    return votes.scatter_add_(1, labels[neighbours], weights).argmax(1)
 
 
 class KNNProbe(Probe):
@@ -95,11 +119,7 @@ class KNNProbe(Probe):
     def predict(self, inputs: Tensor) -> Tensor:
         """The class with the largest vote."""
         assert self._bank_labels is not None
-        similarity, neighbours = (self._normalize(inputs) @ self._bank.T).topk(min(self.k, len(self._bank)))
-        # Relative to the nearest: exp(1 / 0.07) alone would be 1.6 million.
-        weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
-        votes = weights.new_zeros(len(inputs), self._classes)
-        return votes.scatter_add_(1, self._bank_labels[neighbours], weights).argmax(1)
+        return vote(self._normalize(inputs), self._bank, self._bank_labels, self.k, self.temperature, self._classes)
 
     def state_dict(self) -> dict[str, Any]:
         """The bank."""

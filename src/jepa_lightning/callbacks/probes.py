@@ -14,16 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.callbacks.step import UNLABELLED, label_of, predictions
 from jepa_lightning.networks import AttentivePooler
 
 Source = Literal["features", "observation"]
 
-UNLABELLED = -1  # the class of images without one in a partly labelled data set, as in torchvision's STL10
-
 
 class Probe(pl.Callback):
-    """What the online probes share: their input, their labels and their accuracy on the validation data.
+    """What the online probes share: their input, their labels and their accuracy on the validation or test data.
 
     A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
     touches the module: its own weights live in the callback's state in the checkpoint. Images of class -1 have no
@@ -115,18 +113,32 @@ class Probe(pl.Callback):
             if self._overlap is not None:
                 pl_module.log(f"probe/{self.name}/miou", self._overlap.compute())
 
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same of the test data."""
+        self.on_validation_epoch_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """The same of the test data."""
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same of the test data."""
+        self.on_validation_epoch_end(trainer, pl_module)
+
     def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
         try:
-            labels = getattr(batch, self.label) if self.label else batch[1]
-        except (AttributeError, IndexError):
-            labels = None
-        if isinstance(batch, Tensor) or labels is None:
-            fields = getattr(batch, "_fields", None)
-            raise ValueError(
-                f"the probe {self.name!r} wants the label {self.label or 'at the second place'} of a batch, which has "
-                + (f"the fields {', '.join(fields)}" if fields else "none: train on labelled data, or drop the probe")
-            )
+            labels = label_of(batch, self.label)
+        except ValueError as error:
+            raise ValueError(f"the probe {self.name!r}: {error}") from error
         if labels.ndim not in ((1, 3) if self.dense else (1,)) or labels.is_floating_point():
             raise ValueError(
                 f"the probe {self.name!r} wants one class an image, integers [B]"

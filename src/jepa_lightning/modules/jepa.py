@@ -144,6 +144,17 @@ class JEPA(pl.LightningModule):
         """The same on held-out data, under `val/`; the masks of a batch are the same in every epoch."""
         return self._step(batch, batch_idx, "val")
 
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The same on the test data, under `test/`."""
+        return self._step(batch, batch_idx, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """What an evaluation reads, `features` `[B, D]`, the means of the target encoder's tokens; and the labels."""
+        observation = batch if isinstance(batch, Tensor) else batch[0]
+        labels = () if isinstance(batch, Tensor) else batch[1:]
+        names = getattr(batch, "_fields", ("observation", "label"))[1:]
+        return {"features": self.target_encoder(observation).mean(1), **dict(zip(names, labels, strict=True))}
+
     def _step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         observation = batch if isinstance(batch, Tensor) else batch[0]
         masks = self.draw_masks(len(observation), batch_idx, self.grid(observation))

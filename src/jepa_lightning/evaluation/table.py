@@ -1,0 +1,278 @@
+"""All that a data set has labels for, read off a checkpoint's features: one table."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+from jepa_lightning.callbacks.step import UNLABELLED
+from jepa_lightning.checkpoints import load_encoder
+from jepa_lightning.evaluation.frozen import FrozenEncoder
+from jepa_lightning.evaluation.held_out import HeldOut, choose
+from jepa_lightning.evaluation.knn import KNNProbe
+from jepa_lightning.evaluation.probes import (
+    AttentiveProbe,
+    Features,
+    LinearProbe,
+    RegressionProbe,
+    SegmentationProbe,
+)
+
+_BATCH_SIZE = 256
+
+
+class Reading(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        label: what was read off the features.
+        probe: by what.
+        metric: `accuracy`, `miou` or `r2`, each at most 1.
+        value: on the test data.
+        constant: what the best constant answer scores there.
+        num_labels: labelled samples that the probe was fitted on.
+        chosen: the setting that did best on the held-out part of the training data.
+    """
+
+    label: str
+    probe: str
+    metric: str
+    value: float
+    constant: float
+    num_labels: int
+    chosen: str
+
+
+class _Encoded(NamedTuple):
+    """Of a data set, the means of the last L blocks' tokens, the tokens of the last block, and the labels by name."""
+
+    pooled: Tensor  # [N, L, D]
+    tokens: Tensor  # [N, T, D]
+    labels: dict[str, Tensor]  # [N, ...]
+
+
+class _Samples(Dataset[Features]):
+    """Features with one label, fetched a batch at a time."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> Features:
+        return Features(self.features[indices], self.labels[indices])
+
+
+class _Plan(NamedTuple):
+    """A probe, the field of `_Encoded` that it reads, and the training samples that it is fitted on."""
+
+    name: str
+    probe: Any
+    reads: str
+    kept: Tensor
+
+
+def evaluate(
+    encoder: str,
+    data: pl.LightningDataModule,
+    num_train: int = 10_000,
+    steps: int = 1_000,
+    accelerator: str = "auto",
+) -> list[Reading]:
+    """Read off the features of a frozen encoder all that a data set has labels for.
+
+    Of a class: linear probe, also of 1 % of the labels and of ten samples a class, attentive probe, and nearest
+    neighbours. Of a map of classes: linear segmentation. Of numbers that all samples have: linear regression. The
+    encoder sees each sample once, as the DataModule's loaders give it. Settings are chosen on a tenth of the training
+    set that no probe is fitted on, and the test data are touched once.
+
+    The tokens of the last layer are kept in memory, 4 bytes * tokens * width a sample.
+
+    Args:
+        encoder: the checkpoint: anything that `load_encoder` reads.
+        data: a DataModule of labelled batches with training and test data.
+        num_train: training samples that probes are fitted on, at most.
+        steps: of a probe's training, on batches of 256.
+        accelerator: as for the Trainer.
+
+    Returns:
+        A line for each label and probe.
+
+    Raises:
+        ValueError: data without labels, or an encoder that does not take them.
+    """
+    split = HeldOut(data)
+    split.prepare_data()
+    split.setup("fit")
+    split.setup("test")
+    first = next(iter(split.val_dataloader()))
+    if isinstance(first, Tensor) or len(first) < 2:
+        raise ValueError(f"the batches of {type(data).__name__} have no labels to be read off the features")
+    size = first[0].shape[2:]
+    options: dict[str, Any] = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
+    with _quiet():
+        device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
+        frozen = FrozenEncoder(encoder, min(4, len(load_encoder(encoder).blocks)), options).to(device)
+        train = _encode(frozen, split.train_dataloader(), num_train)
+        held = _encode(frozen, split.val_dataloader(), num_train)
+        test = _encode(frozen, split.test_dataloader())
+        readings = []
+        for label, answers in test.labels.items():
+            for name, probe, reads, kept in _plans(encoder, options, frozen.grid, train, label):
+                sets = {
+                    "train": _Samples(getattr(train, reads)[kept], train.labels[label][kept]),
+                    "val": _Samples(getattr(held, reads), held.labels[label]),
+                    "test": _Samples(getattr(test, reads), answers),
+                }
+                value, constant = _score(probe, sets, steps, accelerator), _constant(answers, probe.score)
+                readings.append(Reading(label, name, probe.score, value, constant, len(kept), probe.name_of_chosen))
+        return readings
+
+
+@torch.no_grad()
+def _encode(frozen: FrozenEncoder, loader: Any, limit: int | None = None) -> _Encoded:
+    """Encode the first samples that a loader gives."""
+    device = next(frozen.parameters()).device
+    pooled, last, labels, count = [], [], [], 0
+    for batch in loader:
+        tokens = frozen(batch[0].to(device))
+        pooled.append(tokens.mean(2).cpu())
+        last.append(tokens[:, -1].cpu())
+        labels.append(batch[1:])
+        count += len(tokens)
+        if limit is not None and count >= limit:
+            break
+    names = getattr(batch, "_fields", ("observation", "label"))[1:]
+    columns = [torch.cat(column)[:limit] for column in zip(*labels, strict=True)]
+    return _Encoded(torch.cat(pooled)[:limit], torch.cat(last)[:limit], dict(zip(names, columns, strict=True)))
+
+
+def _plans(
+    encoder: str, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str
+) -> Iterator[_Plan]:
+    """The probes that suit a label: one class a sample, a map of classes, or numbers."""
+    known, layers = train.labels[label], [1, train.pooled.shape[1]]
+    everything = torch.arange(len(known))
+    if known.is_floating_point():
+        # Of several objects, those that every sample has: numbers that some lack are NaN.
+        count = int(known.reshape(len(known), -1).isfinite().all(0).cumprod(0).sum())
+        if count:
+            regression = RegressionProbe(encoder, count, layers=layers, encoder_options=options)
+            yield _Plan("regression", regression, "pooled", everything)
+        return
+    classes = 1 + int(known.max())
+    if known.ndim == 3:
+        if len(grid) == 2:
+            yield _Plan(
+                "segmentation", SegmentationProbe(encoder, classes, encoder_options=options), "tokens", everything
+            )
+        return
+    for name, few in (("linear", {}), ("linear, 1 %", {"fraction": 0.01}), ("linear, 10 shots", {"shots": 10})):
+        kept, _ = choose(known, Generator().manual_seed(0), **few)
+        probe = LinearProbe(
+            encoder, classes, layers=layers, optimizer="adamw", lrs=[1e-3, 1e-2], encoder_options=options
+        )
+        yield _Plan(name, probe, "pooled", kept)
+    attentive = AttentiveProbe(
+        encoder, classes, depth=1, lrs=[3e-4, 1e-3], weight_decays=[0.01], encoder_options=options
+    )
+    yield _Plan("attentive", attentive, "tokens", everything)
+    yield _Plan("kNN", KNNProbe(encoder, classes, encoder_options=options), "pooled", everything)
+
+
+def _score(probe: Any, sets: dict[str, _Samples], steps: int, accelerator: str) -> float:
+    """Fit a probe, let it choose its setting, and score it."""
+    once = isinstance(probe, KNNProbe)
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_steps=-1 if once else steps,
+        max_epochs=1 if once else -1,
+        check_val_every_n_epoch=None,
+        val_check_interval=1 if once else steps,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loaders: dict[str, Any] = {
+        part: DataLoader(samples, _BATCH_SIZE, shuffle=part == "train", collate_fn=lambda batch: batch)
+        for part, samples in sets.items()
+    }
+    trainer.fit(probe, loaders["train"], loaders["val"])
+    (logged,) = trainer.test(probe, loaders["test"], verbose=False)
+    return logged[f"test/{probe.score}"]
+
+
+def _constant(answers: Tensor, metric: str) -> float:
+    """What the best constant answer scores: the mean, or the most frequent class."""
+    if metric == "r2":
+        return 0.0
+    counted = answers[answers != UNLABELLED]
+    most = counted.mode().values.expand_as(counted)
+    if metric == "accuracy":
+        return float((counted == most).float().mean())
+    return float(multiclass_jaccard_index(most, counted, 1 + int(counted.max())))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Many small Trainers have nothing to say about the machine."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def print_table(readings: list[Reading]) -> None:
+    """Print the lines as a table."""
+    table = Table(*_HEADER)
+    for cells in _cells(readings):
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def write_table(readings: list[Reading], path: str | Path) -> None:
+    """Write the lines to a file: as Markdown if its name ends in `.md`, as CSV, with all digits, if it does in `.csv`.
+
+    Raises:
+        ValueError: another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (".csv", ".md"):
+        raise ValueError(f"expected a file that ends in .csv or .md, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            csv.writer(file).writerows([Reading._fields, *readings])
+        else:
+            lines = [_HEADER, ["---"] * len(_HEADER), *_cells(readings)]
+            file.writelines(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+_HEADER = ["label", "probe", "metric", "value", "constant answer", "labels", "chosen"]
+
+
+def _cells(readings: list[Reading]) -> list[list[str]]:
+    return [
+        [one.label, one.probe, one.metric, f"{one.value:.3f}", f"{one.constant:.3f}", str(one.num_labels), one.chosen]
+        for one in readings
+    ]
