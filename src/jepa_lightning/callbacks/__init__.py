@@ -5,6 +5,7 @@ from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
 from jepa_lightning.callbacks.ema import EMATargetEncoder
 from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.knn import KNNProbe
+from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
 from jepa_lightning.callbacks.probes import AttentiveProbe, LinearProbe, Probe
 from jepa_lightning.callbacks.throughput import Throughput
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureWriter",
     "KNNProbe",
     "LatentPictures",
+    "LiDARMonitor",
     "LinearProbe",
     "NeighbourPictures",
     "Probe",

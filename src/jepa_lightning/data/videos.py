@@ -1,37 +1,39 @@
-"""Video files: folders, lists as the official V-JEPA code reads them, and webdataset shards."""
+"""Clips of video files for training and evaluation."""
 
 import difflib
-import json
 import math
-import os
-import random
-import re
-import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
 from jepa_lightning.data.images import _Fit, _pass_on
 from jepa_lightning.data.sources import IMAGENET, ROLES
+from jepa_lightning.data.video_sources import (
+    PATIENCE,
+    Draw,
+    Entry,
+    Listed,
+    Source,
+    Streamed,
+    open_folder,
+    open_list,
+    open_shards,
+    rank_and_ranks,
+)
 
-VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp")
-_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMG_EXTENSIONS)
-_PATIENCE = 10  # unreadable videos in a row that end a run
 _FEW = 1000  # videos that are too few to judge by how many of them are unreadable
-_SHUFFLE_BUFFER = 100  # encoded videos of a shard, which stay in memory
 
 
 class VideoBatch(NamedTuple):
@@ -44,265 +46,6 @@ class VideoBatch(NamedTuple):
 
     video: Tensor
     label: Tensor
-
-
-class _Draw(NamedTuple):
-    """What a training loader asks its data set for.
-
-    Attributes:
-        video: its index.
-        num_frames: of its clips.
-        epoch: from 0, so that each draws other clips of the same video.
-    """
-
-    video: int
-    num_frames: int
-    epoch: int
-
-
-class _Member(NamedTuple):
-    """A file within a shard."""
-
-    shard: str
-    offset: int
-    size: int
-
-
-class _Entry(NamedTuple):
-    """A video or image: where it is or what is in it, or why it cannot be read."""
-
-    name: str
-    label: int | None
-    content: str | bytes | _Member | UnreadableError
-
-    def read(self) -> str | bytes:
-        """What decoders take: a path, or the bytes of a file."""
-        if isinstance(self.content, UnreadableError):
-            raise self.content
-        if isinstance(self.content, _Member):
-            try:
-                with open(self.content.shard, "rb") as shard:
-                    shard.seek(self.content.offset)
-                    return shard.read(self.content.size)
-            except OSError as error:
-                raise UnreadableError(str(error)) from error
-        return self.content
-
-
-class _Source(Sized, Protocol):
-    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
-        """The video drawn, and others to take if it cannot be read."""
-
-
-class _Listed:
-    """Videos that are known beforehand."""
-
-    def __init__(self, entries: list[_Entry]) -> None:
-        self.entries = entries
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
-        """The video of that index, then others at random."""
-        index, seen = draw.video, set[int]()
-        while len(seen) < min(_PATIENCE, len(self)):
-            seen.add(index)
-            yield self.entries[index]
-            index = int(torch.randint(len(self), ()))
-
-
-class _Streamed:
-    """The videos of webdataset shards, as they come.
-
-    Every reader (a worker of a rank) has shards of its own in each epoch, drawn by the seed and the epoch, and starts
-    again with them when it has seen all. It takes its next video for whatever index it is asked.
-
-    Args:
-        shards: their paths or URLs.
-        samples_per_epoch: the length of an epoch, over all ranks.
-        seed: of the order.
-    """
-
-    def __init__(self, shards: list[str], samples_per_epoch: int, seed: int) -> None:
-        self.shards, self.samples_per_epoch, self.seed = shards, samples_per_epoch, seed
-        self.rank, self.ranks = _rank_and_ranks()
-        self._epoch = -1
-
-    def __len__(self) -> int:
-        return self.samples_per_epoch
-
-    def candidates(self, draw: _Draw) -> Iterator[_Entry]:
-        """The next videos."""
-        if draw.epoch != self._epoch:
-            self._epoch, self._videos = draw.epoch, self._read(draw.epoch)
-        return islice(self._videos, _PATIENCE)
-
-    def _read(self, epoch: int) -> Iterator[_Entry]:
-        from webdataset.filters import shuffle
-
-        worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        shards = list(self.shards)
-        random.Random(f"{self.seed} {epoch}").shuffle(shards)  # the same for all readers
-        shards = shards[self.rank * workers + number :: self.ranks * workers]
-        generator = random.Random(f"{self.seed} {epoch} {shards[0]}")
-        while True:
-            is_empty = True
-            for entry in shuffle(_SHUFFLE_BUFFER, rng=generator)(chain.from_iterable(map(_read_shard, shards))):
-                is_empty = False
-                yield entry
-            if is_empty:
-                raise FileNotFoundError(f"{', '.join(shards)}: no member of these shards is a video.")
-
-
-def _read_shard(shard: str) -> Iterator[_Entry]:
-    from webdataset.tariterators import tarfile_samples
-
-    try:
-        for sample in tarfile_samples(iter([{"url": shard}])):
-            if extension := _find_video(sample):
-                name = f"{shard}/{sample['__key__']}.{extension}"
-                yield _Entry(name, _read_label(name, sample), sample[extension])
-    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error.args[0]  # webdataset adds arguments of its own
-        yield _Entry(shard, None, UnreadableError(f"the rest of the shard cannot be read: {reason}"))
-
-
-def _index_shard(shard: Path) -> list[_Entry]:
-    """Where the videos of a shard are: validation asks for each of them once and in order."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    entries = []
-    try:
-        with tarfile.open(shard) as tar:
-            for file in tar:
-                if file.isfile():
-                    stem, _, suffix = os.path.basename(file.name).partition(".")
-                    key = os.path.join(os.path.dirname(file.name), stem)
-                    samples.setdefault(key, {})[suffix.lower()] = file
-            for key, members in samples.items():
-                if extension := _find_video(members):
-                    name = f"{shard}/{key}.{extension}"
-                    files = {field: tar.extractfile(members[field]) for field in ("cls", "json") if field in members}
-                    label = _read_label(name, {field: file.read() for field, file in files.items() if file})
-                    member = members[extension]
-                    entries.append(_Entry(name, label, _Member(str(shard), member.offset_data, member.size)))
-    except (OSError, tarfile.TarError) as error:
-        raise RuntimeError(f"{shard} cannot be read: {error}. Repair or remove it.") from error
-    return entries
-
-
-def _find_video(extensions: Iterable[str]) -> str | None:
-    """The extension of a sample's video, or of its image where it has no video."""
-    for kind in (VIDEO_EXTENSIONS, IMG_EXTENSIONS):
-        for extension in extensions:
-            if f".{extension}".endswith(kind):
-                return extension
-    return None
-
-
-def _read_label(name: str, fields: Mapping[str, bytes]) -> int | None:
-    try:
-        if "cls" in fields:
-            return int(fields["cls"])
-        return int(json.loads(fields["json"])["label"]) if "json" in fields else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(
-            f"the label of {name} is not a whole number, in a .cls file or under 'label' in a .json file ({error!r})."
-        ) from error
-
-
-def _open_folder(root: Path, role: str) -> list[_Entry] | None:
-    train = root / "train"
-    if not train.is_dir():
-        if root.is_dir():
-            return _list_videos(root, None) if role == "train" else None
-        raise FileNotFoundError(
-            f"{train.absolute()} does not exist: give as root the folder that has train/<class>/*.mp4 and "
-            "val/<class>/*.mp4, or videos."
-        )
-    folder = train if role == "train" else root / "val"
-    if not folder.is_dir():
-        return None
-    classes = _class_names(folder)
-    # Labels number the classes of the training videos, and a folder's own only where those have none.
-    return _list_videos(folder, classes and (_class_names(train) or classes))
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    """The folders in a folder, unless it has videos of its own."""
-    with os.scandir(folder) as scan:
-        entries = list(scan)
-    if any(entry.name.lower().endswith(_EXTENSIONS) for entry in entries):
-        return None
-    return sorted(entry.name for entry in entries if entry.is_dir()) or None
-
-
-def _list_videos(folder: Path, classes: list[str] | None) -> list[_Entry]:
-    """The videos below a folder, at any depth, labelled by the folders right in it if `classes` are given."""
-    paths = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(_EXTENSIONS)
-    )
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no videos ({', '.join(VIDEO_EXTENSIONS)}) or images, at any depth.")
-    if classes is None:
-        return [_Entry(path, None, path) for path in paths]
-    number = {name: label for label, name in enumerate(classes)}
-    names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
-    if unknown := sorted(set(names) - set(number)):
-        raise ValueError(
-            f"{folder} has classes that the training videos do not have: {', '.join(unknown)}. "
-            "Name its folders as those of the training videos."
-        )
-    return [_Entry(path, number[name], path) for path, name in zip(paths, names, strict=True)]
-
-
-def _open_list(root: Path, role: str) -> list[_Entry] | None:
-    path = root if root.suffix == ".csv" else root / ("train.csv" if role == "train" else "val.csv")
-    if role != "train" and (root.suffix == ".csv" or not path.is_file()):
-        return None
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.absolute()} does not exist: give as root the folder that has train.csv and val.csv, or a CSV file "
-            "of training videos."
-        )
-    entries = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if line.strip():
-            if (match := re.fullmatch(r'\s*"?(.+?)"?\s*[\s,]\s*(-?\d+)\s*', line)) is None:
-                raise ValueError(
-                    f"{path}, line {number}: {line!r} is not a path and a whole number for a label, with a space or a "
-                    "comma between them."
-                )
-            video = os.path.join(path.parent, match[1])
-            entries.append(_Entry(video, int(match[2]), video))
-    if not entries:
-        raise ValueError(f"{path} is empty: it must have a line with a path and a label for each video.")
-    return entries
-
-
-def _open_shards(root: str, role: str, samples_per_epoch: int, seed: int) -> _Source | None:
-    try:
-        from webdataset.shardlists import expand_urls
-    except ImportError as error:
-        raise ImportError("dataset='shards' needs webdataset: pip install webdataset") from error
-    folder = Path(root)
-    if not folder.is_dir():
-        shards = expand_urls(root)
-        if missing := [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]:
-            raise FileNotFoundError(f"{missing[0]} does not exist: give as root a folder of shards (*.tar), or shards.")
-        return _Streamed(shards, samples_per_epoch, seed) if role == "train" else None
-    train = folder / "train"
-    if role != "train":
-        held_out = [video for shard in sorted((folder / "val").glob("*.tar")) for video in _index_shard(shard)]
-        return _Listed(held_out) if held_out else None
-    shards = [str(shard) for shard in sorted((train if train.is_dir() else folder).glob("*.tar"))]
-    if not shards:
-        raise FileNotFoundError(f"neither {train.absolute()} nor {folder.absolute()} holds shards (*.tar).")
-    return _Streamed(shards, samples_per_epoch, seed)
 
 
 class _Faults:
@@ -345,7 +88,7 @@ class _Faults:
 
 
 def _name_some(reasons: dict[str, str]) -> str:
-    named = [f"{name} ({reason})" for name, reason in islice(reasons.items(), _PATIENCE)]
+    named = [f"{name} ({reason})" for name, reason in islice(reasons.items(), PATIENCE)]
     return ", ".join(named) + (f" and {len(reasons) - len(named)} more" if len(reasons) > len(named) else "")
 
 
@@ -370,7 +113,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
 
     def __init__(
         self,
-        source: _Source,
+        source: Source,
         read_clips: Callable[..., list[Tensor]],
         transform: Callable[[Tensor], Tensor],
         is_random: bool,
@@ -389,7 +132,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, draws: list[_Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
+    def __getitems__(self, draws: list[Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
         faulty: dict[str, str] = {}
         clips, labels = zip(*(clip for draw in draws for clip in self._sample(draw, faulty)), strict=True)
         # Frames come before channels in the clips, and after them in the batch.
@@ -402,9 +145,11 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
             raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
         return video, faulty, read
 
-    def _sample(self, draw: _Draw | int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
-        if not isinstance(draw, _Draw):
-            draw = _Draw(draw, self.num_frames, 0)
+    def _sample(self, draw: Draw | int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
+        if not isinstance(draw, Draw):
+            if isinstance(self.source, Streamed):
+                raise TypeError("shards are a stream: a video of theirs cannot be asked for by its index")
+            draw = Draw(draw, self.num_frames, 0)
         tried: dict[str, str] = {}
         with torch.random.fork_rng(devices=()):
             seed = np.random.SeedSequence([self.seed, draw.epoch, draw.video]).generate_state(1)[0]
@@ -418,7 +163,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
                     tried[entry.name] = str(error)
         raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
 
-    def _read(self, entry: _Entry, num_frames: int) -> list[Tensor]:
+    def _read(self, entry: Entry, num_frames: int) -> list[Tensor]:
         content = entry.read()
         if entry.name.lower().endswith(IMG_EXTENSIONS):
             return [read_image(content)] * self.num_clips
@@ -431,23 +176,23 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         return torch.cat([clip, clip[-1:].expand(num_frames - len(clip), -1, -1, -1)])
 
 
-class _Draws(DistributedSampler[_Draw]):
+class _Draws(DistributedSampler[Draw]):
     """Videos in random order, with the number of frames that all clips of a batch have.
 
     Being a `DistributedSampler`, Lightning leaves it as it is and tells it the epoch.
     """
 
     def __init__(self, source: Sized, batch_size: int, num_frames: list[int], seed: int) -> None:
-        rank, ranks = _rank_and_ranks()
+        rank, ranks = rank_and_ranks()
         super().__init__(source, ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.batch_size, self.num_frames = batch_size, num_frames
 
-    def __iter__(self) -> Iterator[_Draw]:
+    def __iter__(self) -> Iterator[Draw]:
         indices, epoch = list(super().__iter__()), self.epoch
         self.epoch += 1  # for loops of one's own, which tend to forget `set_epoch`
         for position in range(len(self)):
             num_frames = self.num_frames[position // self.batch_size % len(self.num_frames)]
-            yield _Draw(int(indices[position]), num_frames, epoch)  # type: ignore[call-overload]
+            yield Draw(int(indices[position]), num_frames, epoch)  # type: ignore[call-overload]
 
     def __len__(self) -> int:
         per_round = self.batch_size * len(self.num_frames)
@@ -466,10 +211,6 @@ class _Loader(DataLoader[Any]):
                 yield batch
         finally:  # also where a Trainer stops before the end
             self.dataset.faults.tell()
-
-
-def _rank_and_ranks() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -664,17 +405,17 @@ class VideoDataModule(pl.LightningDataModule):
                 self.seed,
                 self.mean,
                 self.std,
-                _Faults(self.max_faulty, len(source) if isinstance(source, _Listed) else math.inf),
+                _Faults(self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
             )
 
-    def _open(self, role: str) -> _Source | None:
+    def _open(self, role: str) -> Source | None:
         if self.samples_per_epoch is not None:
-            return _open_shards(self.root, role, self.samples_per_epoch, self.seed)
-        entries = (_open_list if self.dataset == "csv" else _open_folder)(Path(self.root), role)
-        return None if entries is None else _Listed(entries)
+            return open_shards(self.root, role, self.samples_per_epoch, self.seed)
+        entries = (open_list if self.dataset == "csv" else open_folder)(Path(self.root), role)
+        return None if entries is None else Listed(entries)
 
-    def _check_size(self, source: _Source) -> None:
-        ranks = _rank_and_ranks()[1]
+    def _check_size(self, source: Source) -> None:
+        ranks = rank_and_ranks()[1]
         needed = self.batch_size * len(self.num_frames) * ranks
         if len(source) < needed:
             raise ValueError(
@@ -682,7 +423,7 @@ class VideoDataModule(pl.LightningDataModule):
                 f"batch_size={self.batch_size} for each of the lengths num_frames={self.num_frames} on {ranks} ranks, "
                 "and incomplete batches are dropped: give a smaller batch_size."
             )
-        if isinstance(source, _Streamed) and len(source.shards) < ranks * max(1, self.num_workers):
+        if isinstance(source, Streamed) and len(source.shards) < ranks * max(1, self.num_workers):
             raise ValueError(
                 f"num_workers={self.num_workers} on {ranks} ranks are too many for {len(source.shards)} shards, since "
                 "each worker reads shards of its own: give fewer workers, or smaller shards."

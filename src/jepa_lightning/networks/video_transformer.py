@@ -84,8 +84,12 @@ class VideoTransformer(nn.Module):
             self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
         self.blocks = nn.ModuleList(RotaryBlock(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the weights anew."""
         self.apply(init_transformer)
-        if positions != "sincos":
+        if self.positions != "sincos":
             rescale_residuals(self.blocks)
         # So that what a token shows starts level with where it is, whatever the size of the tubelets.
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=self.patch_embed.proj.weight[0].numel() ** -0.5)

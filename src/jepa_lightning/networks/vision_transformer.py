@@ -66,6 +66,10 @@ class VisionTransformer(nn.Module):
             *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
         self.norm = norm_layer(embed_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the weights anew."""
         self.apply(init_transformer)
         # Position and image must start level. The official std of 0.02 does that for patches of 16x16x3 only; at 4x4x1
         # it leaves a token whose position (std 0.7) drowns what it shows, and training polishes just that.

@@ -1,0 +1,99 @@
+"""How many directions tell held-out images apart, whatever of them is hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Generator, Tensor
+
+from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.metrics import LiDAR
+
+
+class LiDARMonitor(pl.Callback):
+    """Logs LiDAR of held-out images or clips at every validation: `collapse/context/lidar`, `collapse/prediction/lidar`.
+
+    An image is a class, and what it looks like under each of `num_masks` masks are its views: the mean of the context
+    encoder's tokens of the visible part, and the mean of the predictor's tokens. Of a method with several kinds of
+    masks, the tokens of all kinds; of LeJEPA, the tokens of the first view and the mean of the projected views. The
+    target encoder sees all of an image, and so has one view of it.
+
+    The masks are the same for all images, validations, runs and processes. With masks of its own for every image, an
+    encoder that has collapsed to *where* tokens are would read as healthy: the masks would tell the images apart.
+
+    At most `min(D, num_images - 1)`: to compare, keep both numbers, and take more images than D, the width of the
+    embeddings. A validation costs `num_images * num_masks` forward passes more, each that of a validation step, whose
+    memory they keep within.
+
+    Args:
+        num_images: how many images of the (first) validation data, counted over all processes, and up to one more
+            for each of them.
+        num_masks: views of an image, q.
+
+    Raises:
+        ValueError: fewer than two of either.
+
+    Source: Thilak et al., LiDAR (arXiv 2312.04000), section 4, which takes 10 to 50 views.
+    """
+
+    def __init__(self, num_images: int = 256, num_masks: int = 10) -> None:
+        if num_images < 2 or num_masks < 2:
+            raise ValueError(f"num_images and num_masks must be at least 2, got {num_images} and {num_masks}")
+        self.num_images = num_images
+        self.num_masks = num_masks
+        self._metrics: dict[str, LiDAR] = {}
+        self._missing = 0
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation."""
+        self._metrics = {}
+        # Rounded up: a process without images would leave the others waiting for its sums.
+        self._missing = -(-self.num_images // trainer.world_size)
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Embed the first images under every mask."""
+        if self._missing <= 0 or dataloader_idx or trainer.sanity_checking:
+            return
+        images = (batch if isinstance(batch, Tensor) else batch[0])[: self._missing]
+        self._missing -= len(images)
+        views: dict[str, list[Tensor]] = {"context": [], "prediction": []}
+        # Forked: what a module draws besides must not change the random numbers of the training.
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+            for draw in range(self.num_masks):
+                masks = pl_module.masking(1, pl_module.grid(images), generator=Generator().manual_seed(draw))
+                several = predictions({"latents": pl_module.latents(images, for_all(masks, len(images)))})
+                views["context"].append(mean_token([each.context for each in several]))
+                views["prediction"].append(mean_token([each.prediction.flatten(1, 2) for each in several]))
+        for branch, means in views.items():
+            if branch not in self._metrics:
+                self._metrics[branch] = LiDAR(means[0].shape[-1]).to(images.device)
+            self._metrics[branch].update(torch.stack(means, dim=1))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log LiDAR over the images of all processes."""
+        for branch, metric in self._metrics.items():
+            pl_module.log(f"collapse/{branch}/lidar", metric.compute())
+
+
+def mean_token(tokens: list[Tensor]) -> Tensor:
+    """The mean `[B, D]` over all tokens of parts `[B, K, D]`."""
+    return torch.cat(tokens, dim=1).float().mean(1)
+
+
+def for_all(masks: Any, number: int) -> Any:
+    """The masks (or views) of one image as those of a number of images."""
+    if isinstance(masks, list):
+        return [for_all(kind, number) for kind in masks]
+    return type(masks)(*(part.expand(number, *part.shape[1:]) for part in masks))
