@@ -441,7 +441,7 @@ def test_evaluate_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     small = [*DATA, "--data.num_train=40", "--steps=2", "--num_train=20"]
     main(["evaluate", *MODEL, *small, *RUN, f"--ckpt_path={saved}", f"--trainer.default_root_dir={tmp_path}"])
     rows = (tmp_path / "evaluation.csv").read_text().splitlines()
-    assert rows[0] == "label,probe,metric,value,constant,num_labels,chosen"
+    assert rows[0] == "label,probe,metric,value,untrained,constant,num_labels,chosen"
     printed, markdown = capsys.readouterr().out, (tmp_path / "evaluation.md").read_text()
     for label in ("kind", "count", "positions", "segmentation"):
         assert any(row.startswith(f"{label},") for row in rows)

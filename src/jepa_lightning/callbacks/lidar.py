@@ -13,9 +13,9 @@ from jepa_lightning.metrics import LiDAR
 
 
 class LiDARMonitor(pl.Callback):
-    """Logs LiDAR of held-out images or clips at every validation: `collapse/context/lidar`, `collapse/prediction/lidar`.
+    """Logs LiDAR of held-out images at every validation, as `collapse/context/lidar` and `collapse/prediction/lidar`.
 
-    An image is a class, and what it looks like under each of `num_masks` masks are its views: the mean of the context
+    An image, or clip, is a class, and what it looks like under each of `num_masks` masks are its views: the mean of the context
     encoder's tokens of the visible part, and the mean of the predictor's tokens. Of a method with several kinds of
     masks, the tokens of all kinds; of LeJEPA, the tokens of the first view and the mean of the projected views. The
     target encoder sees all of an image, and so has one view of it.
@@ -23,9 +23,12 @@ class LiDARMonitor(pl.Callback):
     The masks are the same for all images, validations, runs and processes. With masks of its own for every image, an
     encoder that has collapsed to *where* tokens are would read as healthy: the masks would tell the images apart.
 
-    At most `min(D, num_images - 1)`: to compare, keep both numbers, and take more images than D, the width of the
-    embeddings. A validation costs `num_images * num_masks` forward passes more, each that of a validation step, whose
-    memory they keep within.
+    In [0, min(D, num_images - 1)] for embeddings of width D: to compare, keep both numbers, and take more images than
+    D. It is measured against what the masks change, and a collapse that leaves of both next to nothing may read as high
+    as a healthy encoder: it ranks runs that `CollapseMonitor` finds alive.
+
+    A validation costs `num_images * num_masks` forward passes more, in single precision, of as many images at a time as
+    a validation batch has.
 
     Args:
         num_images: how many images of the (first) validation data, counted over all processes, and up to one more
@@ -70,7 +73,12 @@ class LiDARMonitor(pl.Callback):
         views: dict[str, list[Tensor]] = {"context": [], "prediction": []}
         # Forked: what a module draws besides must not change the random numbers of the training.
         devices = [images.device] if images.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), trainer.precision_plugin.val_step_context():
+        with (
+            torch.random.fork_rng(devices),
+            trainer.precision_plugin.val_step_context(),
+            # Without mixed precision, whose rounding would be taken for directions that tell images apart.
+            torch.autocast(images.device.type, enabled=False),
+        ):
             for draw in range(self.num_masks):
                 masks = pl_module.masking(1, pl_module.grid(images), generator=Generator().manual_seed(draw))
                 several = predictions({"latents": pl_module.latents(images, for_all(masks, len(images)))})

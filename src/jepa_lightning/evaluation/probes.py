@@ -256,9 +256,9 @@ class LinearProbe(Classification):
     weight decay. LARS with momentum 0.9, the rates a tenth after 30, 60 and 90 % of the training; biases neither decay
     nor are scaled.
 
-    The paper's rates are for batches of 256, and 64 times as high for its batches of 16384, in 50 epochs of ImageNet. In
-    the few steps that small data sets take they do not get anywhere: `optimizer="adamw"`, whose rates fall along half a
-    cosine, does.
+    The paper's rates are for batches of 256, and 64 times as high for its batches of 16384, in 50 epochs of ImageNet.
+    In the few steps that small data sets take they do not get anywhere: `optimizer="adamw"`, whose rates fall along
+    half a cosine, does.
 
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Reading(NamedTuple):
         probe: by what.
         metric: `accuracy`, `miou` or `r2`, each at most 1.
         value: on the test data.
+        untrained: the same of the encoder with its weights drawn anew, what features are worth without any training.
         constant: what the best constant answer scores there.
         num_labels: labelled samples that the probe was fitted on.
         chosen: the setting that did best on the held-out part of the training data.
@@ -51,6 +53,7 @@ class Reading(NamedTuple):
     probe: str
     metric: str
     value: float
+    untrained: float
     constant: float
     num_labels: int
     chosen: str
@@ -78,10 +81,10 @@ class _Samples(Dataset[Features]):
 
 
 class _Plan(NamedTuple):
-    """A probe, the field of `_Encoded` that it reads, and the training samples that it is fitted on."""
+    """How a probe is built, the field of `_Encoded` that it reads, and the training samples that it is fitted on."""
 
     name: str
-    probe: Any
+    build: Callable[[], Any]
     reads: str
     kept: Tensor
 
@@ -126,39 +129,50 @@ def evaluate(
     options: dict[str, Any] = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
-        frozen = FrozenEncoder(encoder, min(4, len(load_encoder(encoder).blocks)), options).to(device)
-        train = _encode(frozen, split.train_dataloader(), num_train)
-        held = _encode(frozen, split.val_dataloader(), num_train)
-        test = _encode(frozen, split.test_dataloader())
+        depth = len(load_encoder(encoder).blocks)
+        encoders = [FrozenEncoder(encoder, min(4, depth), options).to(device) for _ in range(2)]
+        encoders[1].encoder.init_weights()
+        parts = {
+            "train": _encode(encoders, split.train_dataloader(), num_train),
+            "val": _encode(encoders, split.val_dataloader(), num_train),
+            "test": _encode(encoders, split.test_dataloader()),
+        }
         readings = []
-        for label, answers in test.labels.items():
-            for name, probe, reads, kept in _plans(encoder, options, frozen.grid, train, label):
-                sets = {
-                    "train": _Samples(getattr(train, reads)[kept], train.labels[label][kept]),
-                    "val": _Samples(getattr(held, reads), held.labels[label]),
-                    "test": _Samples(getattr(test, reads), answers),
-                }
-                value, constant = _score(probe, sets, steps, accelerator), _constant(answers, probe.score)
-                readings.append(Reading(label, name, probe.score, value, constant, len(kept), probe.name_of_chosen))
+        for label, answers in parts["test"][0].labels.items():
+            for plan in _plans(encoder, options, encoders[0].grid, parts["train"][0], label):
+                probe, baseline = plan.build(), plan.build()
+                value = _score(probe, _samples(parts, 0, plan, label), steps, accelerator)
+                untrained = _score(baseline, _samples(parts, 1, plan, label), steps, accelerator)
+                constant, chosen = _constant(answers, probe.score), probe.name_of_chosen
+                readings.append(
+                    Reading(label, plan.name, probe.score, value, untrained, constant, len(plan.kept), chosen)
+                )
         return readings
 
 
 @torch.no_grad()
-def _encode(frozen: FrozenEncoder, loader: Any, limit: int | None = None) -> _Encoded:
-    """Encode the first samples that a loader gives."""
-    device = next(frozen.parameters()).device
-    pooled, last, labels, count = [], [], [], 0
+def _encode(encoders: list[FrozenEncoder], loader: Any, limit: int | None = None) -> list[_Encoded]:
+    """Encode the first samples that a loader gives, by each encoder."""
+    device = next(encoders[0].parameters()).device
+    pooled: list[list[Tensor]] = [[] for _ in encoders]
+    last: list[list[Tensor]] = [[] for _ in encoders]
+    labels, count = [], 0
     for batch in loader:
-        tokens = frozen(batch[0].to(device))
-        pooled.append(tokens.mean(2).cpu())
-        last.append(tokens[:, -1].cpu())
+        for number, encoder in enumerate(encoders):
+            tokens = encoder(batch[0].to(device))
+            pooled[number].append(tokens.mean(2).cpu())
+            last[number].append(tokens[:, -1].cpu())
         labels.append(batch[1:])
-        count += len(tokens)
+        count += len(batch[0])
         if limit is not None and count >= limit:
             break
     names = getattr(batch, "_fields", ("observation", "label"))[1:]
     columns = [torch.cat(column)[:limit] for column in zip(*labels, strict=True)]
-    return _Encoded(torch.cat(pooled)[:limit], torch.cat(last)[:limit], dict(zip(names, columns, strict=True)))
+    by_name = dict(zip(names, columns, strict=True))
+    return [
+        _Encoded(torch.cat(pool)[:limit], torch.cat(tokens)[:limit], by_name)
+        for pool, tokens in zip(pooled, last, strict=True)
+    ]
 
 
 def _plans(
@@ -171,27 +185,30 @@ def _plans(
         # Of several objects, those that every sample has: numbers that some lack are NaN.
         count = int(known.reshape(len(known), -1).isfinite().all(0).cumprod(0).sum())
         if count:
-            regression = RegressionProbe(encoder, count, layers=layers, encoder_options=options)
-            yield _Plan("regression", regression, "pooled", everything)
+            build = partial(RegressionProbe, encoder, count, layers=layers, encoder_options=options)
+            yield _Plan("regression", build, "pooled", everything)
         return
     classes = 1 + int(known.max())
     if known.ndim == 3:
         if len(grid) == 2:
-            yield _Plan(
-                "segmentation", SegmentationProbe(encoder, classes, encoder_options=options), "tokens", everything
-            )
+            segmentation = partial(SegmentationProbe, encoder, classes, encoder_options=options)
+            yield _Plan("segmentation", segmentation, "tokens", everything)
         return
+    adamw: dict[str, Any] = {"optimizer": "adamw", "lrs": [1e-3, 1e-2]}
+    linear = partial(LinearProbe, encoder, classes, layers=layers, **adamw, encoder_options=options)
     for name, few in (("linear", {}), ("linear, 1 %", {"fraction": 0.01}), ("linear, 10 shots", {"shots": 10})):
-        kept, _ = choose(known, Generator().manual_seed(0), **few)
-        probe = LinearProbe(
-            encoder, classes, layers=layers, optimizer="adamw", lrs=[1e-3, 1e-2], encoder_options=options
-        )
-        yield _Plan(name, probe, "pooled", kept)
-    attentive = AttentiveProbe(
-        encoder, classes, depth=1, lrs=[3e-4, 1e-3], weight_decays=[0.01], encoder_options=options
-    )
+        yield _Plan(name, linear, "pooled", choose(known, Generator().manual_seed(0), **few)[0])
+    rates: dict[str, Any] = {"lrs": [3e-4, 1e-3], "weight_decays": [0.01]}
+    attentive = partial(AttentiveProbe, encoder, classes, depth=1, **rates, encoder_options=options)
     yield _Plan("attentive", attentive, "tokens", everything)
-    yield _Plan("kNN", KNNProbe(encoder, classes, encoder_options=options), "pooled", everything)
+    yield _Plan("kNN", partial(KNNProbe, encoder, classes, encoder_options=options), "pooled", everything)
+
+
+def _samples(parts: dict[str, list[_Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:
+    """What one encoder makes of the samples that a probe is fitted, chosen and scored on."""
+    sets = {part: (getattr(each[number], plan.reads), each[number].labels[label]) for part, each in parts.items()}
+    sets["train"] = (sets["train"][0][plan.kept], sets["train"][1][plan.kept])
+    return {part: _Samples(*columns) for part, columns in sets.items()}
 
 
 def _score(probe: Any, sets: dict[str, _Samples], steps: int, accelerator: str) -> float:
@@ -268,11 +285,8 @@ def write_table(readings: list[Reading], path: str | Path) -> None:
             file.writelines(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-_HEADER = ["label", "probe", "metric", "value", "constant answer", "labels", "chosen"]
+_HEADER = ["label", "probe", "metric", "value", "untrained", "constant", "labels", "chosen"]
 
 
 def _cells(readings: list[Reading]) -> list[list[str]]:
-    return [
-        [one.label, one.probe, one.metric, f"{one.value:.3f}", f"{one.constant:.3f}", str(one.num_labels), one.chosen]
-        for one in readings
-    ]
+    return [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in reading] for reading in readings]

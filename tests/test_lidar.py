@@ -1,0 +1,303 @@
+"""LiDAR of held-out images under masks: against the formula, over two processes, and with no trace in the training."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_clips, random_images
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning.callbacks import LiDARMonitor
+from jepa_lightning.masking import Masks
+from jepa_lightning.networks import gather_tokens
+
+BRANCHES = ("context", "prediction")
+VIEWS: dict[str, Any] = {
+    **{name: value for name, value in TINY.items() if not name.startswith("predictor")},
+    **{"projector": (32, 8), "num_local": 3, "local_size": 8, "num_slices": 64},
+}
+KINDS_OF_MASKS = [
+    {"num_blocks": 2, "spatial_scale": [0.25, 0.25]},
+    {"num_blocks": 1, "spatial_scale": [0.5, 0.5], "context_ratio": 0.25, "target_ratio": 0.5},
+]
+METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "ijepa": (IJEPA, TINY),
+    "cjepa": (CJEPA, TINY | {"projector": (8, 8)}),
+    "dmtjepa": (DMTJEPA, TINY),
+    "lejepa": (LeJEPA, VIEWS),
+    "vjepa": (VJEPA, TINY_VIDEO | {"masks": KINDS_OF_MASKS}),
+    "vjepa2": (VJEPA2, TINY_VIDEO | {"masks": KINDS_OF_MASKS}),
+}
+
+
+def made(method: str) -> Any:
+    torch.manual_seed(0)
+    module_class, options = METHODS[method]
+    return eager(module_class(**options))
+
+
+def numpy_lidar(views: np.ndarray) -> float:
+    """Of views `[classes, views, D]`: class by class, with the inverse square root by a Cholesky factor.
+
+    The eigenvalues are those of `Σ_w⁻¹ Σ_b`, however Σ_w is split.
+    """
+    z = views.astype(np.float64)
+    between = np.cov(z.mean(1).T, bias=True)
+    within = np.mean([np.cov(one.T) for one in z], axis=0) + 1e-4 * np.eye(z.shape[2])
+    values = np.linalg.eigvals(np.linalg.solve(within, between)).real.clip(min=0)
+    p = values[values > 1e-12 * values.max()] / values.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+@torch.no_grad()
+def by_hand(module: Any, images: Tensor, num_masks: int) -> dict[str, np.ndarray]:
+    """The views `[images, num_masks, D]` of each branch, an image and a mask at a time."""
+    module.eval()
+    found: dict[str, list[list[Tensor]]] = {branch: [] for branch in BRANCHES}
+    for image in images.split(1):
+        rows: dict[str, list[Tensor]] = {branch: [] for branch in BRANCHES}
+        for draw in range(num_masks):
+            masks = module.masking(1, module.grid(image), generator=Generator().manual_seed(draw))
+            latents = module.latents(image, masks)
+            several = latents if isinstance(latents, list) else [latents]
+            rows["context"].append(torch.cat([each.context[0] for each in several]).mean(0))
+            rows["prediction"].append(torch.cat([each.prediction[0].flatten(0, 1) for each in several]).mean(0))
+        for branch, row in rows.items():
+            found[branch].append(torch.stack(row))
+    return {branch: torch.stack(images_).numpy() for branch, images_ in found.items()}
+
+
+def lidars(trainer: pl.Trainer) -> dict[str, float]:
+    return {branch: float(trainer.callback_metrics[f"collapse/{branch}/lidar"]) for branch in BRANCHES}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_against_the_formula_by_hand(method: str, tmp_path: Path) -> None:
+    """Of the first images, which end within a batch, in a validation on its own."""
+    module = made(method)
+    images = random_clips(40) if method.startswith("v") else random_images(40)
+    trainer = quiet_trainer(tmp_path, callbacks=[LiDARMonitor(num_images=30, num_masks=3)])
+    trainer.validate(module, loader(images), verbose=False)
+    found = lidars(trainer)
+    for branch, views in by_hand(module, images[:30], 3).items():
+        assert found[branch] == pytest.approx(numpy_lidar(views), rel=1e-3), branch
+        # Other images, or more of them, would be told apart from these.
+        others = by_hand(module, images, 3)[branch]
+        for wrong in (others, others[10:], others[:29], others[:30, :2]):
+            assert found[branch] != pytest.approx(numpy_lidar(wrong), rel=1e-3), branch
+
+
+class SeveralLoaders(IJEPA):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        return super().validation_step(batch, batch_idx)
+
+
+def test_fewer_images_than_asked_for(tmp_path: Path) -> None:
+    """All of the first loader; bare tensors are a batch too."""
+    torch.manual_seed(0)
+    module, images = eager(SeveralLoaders(**TINY)), random_images(12)
+    trainer = quiet_trainer(tmp_path, callbacks=[LiDARMonitor(num_masks=4)])
+    trainer.validate(module, [DataLoader(Bare(images), 5), loader(random_images(20))], verbose=False)
+    for branch, views in by_hand(module, images, 4).items():
+        assert lidars(trainer)[branch] == pytest.approx(numpy_lidar(views), rel=1e-3)
+
+
+class Bare(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    """Single precision's readings: predictions that start out nearly alike would be told apart by their rounding."""
+    seen: list[torch.dtype] = []
+
+    class Watched(IJEPA):
+        def latents(self, observation: Tensor, masks: Any = None) -> Any:
+            latents = super().latents(observation, masks)
+            seen.append(latents.prediction.dtype)
+            return latents
+
+    torch.manual_seed(0)
+    module, found = Watched(**TINY), []
+    for precision in ("32-true", "bf16-mixed"):
+        trainer = quiet_trainer(tmp_path, precision=precision, callbacks=[LiDARMonitor(64, 4)])
+        trainer.validate(module, loader(random_images(64), 64), verbose=False)
+        found.append(lidars(trainer))
+    assert seen == [torch.float32] * 5 + [torch.bfloat16] + [torch.float32] * 4
+    assert found[0] == found[1]
+
+
+# --- What it says ----------------------------------------------------------------------------------------------------
+
+
+class Constant(nn.Module):
+    """An encoder that has collapsed: to one token, or to the places of the tokens."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.embed_dim, self.grid = 16, (4, 4)
+        self.place = nn.Parameter(torch.randn(1, places, 16))
+
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
+        tokens = self.place.expand(len(x), 16, -1) + 0.0 * x.mean()
+        return tokens if indices is None else gather_tokens(tokens, indices)
+
+
+class CollapsedToAPoint(IJEPA):
+    def build_encoder(self) -> nn.Module:
+        return Constant(1)
+
+
+class CollapsedToPlaces(IJEPA):
+    def build_encoder(self) -> nn.Module:
+        return Constant(16)
+
+
+def test_a_collapse_reads_as_one() -> None:
+    """Also that to the places, where every mask gives another embedding, but the same of every image."""
+    found = {}
+    for module_class in (CollapsedToAPoint, CollapsedToPlaces, IJEPA):
+        torch.manual_seed(0)
+        trainer = quiet_trainer(callbacks=[LiDARMonitor(64)])
+        trainer.validate(module_class(**TINY), loader(LabelledImages(64), 24), verbose=False)
+        found[module_class] = lidars(trainer)
+    for branch in BRANCHES:
+        assert found[CollapsedToAPoint][branch] <= 1
+        assert found[CollapsedToPlaces][branch] <= 1
+        assert 2 < found[IJEPA][branch] <= 16
+
+
+# --- What it leaves alone --------------------------------------------------------------------------------------------
+
+
+class Random(IJEPA):
+    """Draws from torch's own generator at every step, in evaluation too."""
+
+    def latents(self, observation: Tensor, masks: Masks | None = None) -> Any:
+        latents = super().latents(observation, masks)
+        return latents._replace(prediction=latents.prediction + 0.1 * torch.randn_like(latents.prediction))
+
+
+class Modes(pl.Callback):
+    """Notes at every training step which networks are in training mode."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, bool]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.seen.append({name: network.training for name, network in pl_module.named_modules()})
+
+
+@pytest.mark.parametrize("module_class", [Random, LeJEPA])
+def test_watching_changes_nothing(module_class: type[Any], tmp_path: Path) -> None:
+    """With and without it: the same bits, the projector's running statistics included, and nothing in a checkpoint."""
+    finals, modes = [], []
+    for watched in (True, False):
+        torch.manual_seed(0)
+        module = module_class(**(VIEWS if module_class is LeJEPA else TINY), lr=1e-2)
+        modes.append(Modes())
+        pl.seed_everything(5, verbose=False)
+        callbacks = [modes[-1], *([LiDARMonitor(16, 3)] if watched else [])]
+        trainer = quiet_trainer(tmp_path, max_epochs=3, num_sanity_val_steps=1, callbacks=callbacks)
+        trainer.fit(module, DataLoader(LabelledImages(32), 8, shuffle=True), loader(LabelledImages(24)))
+        assert ("collapse/context/lidar" in trainer.callback_metrics) == watched
+        finals.append(module.state_dict())
+        assert all(value.grad is None or not value.grad.is_inference() for value in module.parameters())
+    assert finals[0].keys() == finals[1].keys()
+    assert all(
+        torch.equal(*map(torch.as_tensor, pair)) for pair in zip(finals[0].values(), finals[1].values(), strict=True)
+    )
+    assert modes[0].seen == modes[1].seen
+    assert len(modes[0].seen) == 12
+
+
+def test_logged_at_every_validation(tmp_path: Path) -> None:
+    """Not in a sanity check; the same weights give the same reading, and others another."""
+    readings: list[float] = []
+
+    class Read(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.sanity_checking:
+                assert "collapse/context/lidar" not in trainer.callback_metrics
+            else:
+                readings.append(float(trainer.callback_metrics["collapse/context/lidar"]))
+
+    for lr in (0.0, 1e-2):
+        trainer = quiet_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=2, callbacks=[LiDARMonitor(16, 3), Read()])
+        torch.manual_seed(0)
+        module = IJEPA(**TINY, lr=lr, start_lr=lr, final_lr=lr)
+        trainer.fit(module, loader(LabelledImages(16)), loader(LabelledImages(24)))
+    assert len(readings) == 4
+    assert readings[0] == readings[1]
+    assert len(set(readings)) == 3
+
+
+class Sizes(IJEPA):
+    """Notes how many images a pass has, and whether it could be differentiated."""
+
+    def latents(self, observation: Tensor, masks: Masks | None = None) -> Any:
+        latents = super().latents(observation, masks)
+        self.passes = [*getattr(self, "passes", []), (len(observation), latents.context.requires_grad)]
+        return latents
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_what_it_costs(inference_mode: bool, tmp_path: Path) -> None:
+    """A pass for each mask of a batch, no larger than the validation's own, and none beyond the images asked for."""
+    module = Sizes(**TINY)
+    trainer = quiet_trainer(tmp_path, inference_mode=inference_mode, callbacks=[LiDARMonitor(20, 3)])
+    trainer.validate(module, loader(random_images(40)), verbose=False)
+    own = [(8, False)]
+    assert module.passes == (own + 3 * [(8, False)]) * 2 + own + 3 * [(4, False)] + own * 2
+
+
+def test_rejected_options() -> None:
+    for options in ({"num_images": 1}, {"num_masks": 1}):
+        with pytest.raises(ValueError, match=r"num_images and num_masks must be at least 2, got (1 and 10|256 and 1)$"):
+            LiDARMonitor(**options)
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+def two_processes(rank: int, port: int, folder: str) -> None:
+    """One of two ranks: a validation of 25 images, of which 11 are asked for, and one that has collapsed."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    found = {}
+    for name, module in (("alive", eager(IJEPA(**TINY))), ("dead", CollapsedToPlaces(**TINY))):
+        trainer = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[LiDARMonitor(11, 3)])
+        trainer.validate(module, loader(random_images(25), 4), verbose=False)
+        found[name] = lidars(trainer)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """The images of both, six of each: the even and the odd of the first twelve, under the same masks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first == second
+    views = by_hand(made("ijepa"), random_images(25)[:12], 3)
+    for branch in BRANCHES:
+        assert first["alive"][branch] == pytest.approx(numpy_lidar(views[branch]), rel=1e-3)
+        assert first["dead"][branch] <= 1
