@@ -72,8 +72,9 @@ def measured(checkpoint: Path, images: Tensor) -> dict[str, float]:
     sums, power = moments(embeddings), alpha_req(moments(embeddings))
     standardised = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp(min=1e-6)
     student, few = load_encoder(checkpoint, "context_encoder"), images[:500]
-    masks = [MultiBlockMasking()(len(few), student.grid, generator=torch.Generator().manual_seed(i)) for i in range(8)]
-    views = torch.stack([student(few, drawn.context).mean(1) for drawn in masks], 1)
+    # The same masks for all images, as LiDARMonitor has it: masks of their own would tell images apart.
+    masks = [MultiBlockMasking()(1, student.grid, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    views = torch.stack([student(few, drawn.context.expand(len(few), -1)).mean(1) for drawn in masks], 1)
     values = {
         "RankMe": rankme(sums),
         "RankMe, centred": rankme(sums, centred=True),

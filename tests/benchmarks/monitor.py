@@ -1,17 +1,16 @@
 """What `CollapseMonitor` costs of a training step, at its default interval: `python tests/benchmarks/monitor.py`.
 
-A Trainer trains on one batch over and over, in blocks of a few steps, of which every other one is watched, by a monitor
-that takes a reading at the end of the block. In processor time of one thread, since wall time would count what else the
-machine does, a watched step before the reading costs what the callback itself takes, and a reading what a watched block
-takes longer than the block beside it, beyond that: with all that logging takes. A default interval has 49 of the former
-and one of the latter. Printed are the median over the pairs of blocks, and the quartiles.
+A Trainer trains on one batch over and over, in blocks of steps of which every other one is watched, by a monitor that
+takes a reading at the end of the block. What it costs is what passes between the end of a step and the start of the
+next, logging included, beyond what does in the block beside it: in processor time of one thread, since wall time would
+count what else the machine does. Where a step takes seconds the blocks are short; an interval is always reckoned as one
+reading and 49 steps without. Printed are the median over the pairs of blocks, and the quartiles.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -34,38 +33,48 @@ SMALL: dict[str, Any] = {
 }
 # Method, options, the shape of a batch, and the steps of a block.
 CASES: dict[str, tuple[type[Any], dict[str, Any], tuple[int, ...], int]] = {
-    "I-JEPA, recipes/ijepa/shapes.yaml": (IJEPA, SMALL | {"context_tokens": 6}, (64, 3, 32, 32), 10),
-    "V-JEPA, recipes/vjepa/moving_shapes.yaml": (VJEPA, SMALL | {"num_frames": 8}, (64, 3, 8, 32, 32), 10),
-    "I-JEPA, ViT-S/16 at 224, batch of 16": (IJEPA, {"embed_dim": 384, "num_heads": 6}, (16, 3, 224, 224), 2),
+    "I-JEPA, recipes/ijepa/shapes.yaml": (IJEPA, SMALL | {"context_tokens": 6}, (64, 3, 32, 32), 50),
+    "V-JEPA, recipes/vjepa/moving_shapes.yaml": (VJEPA, SMALL | {"num_frames": 8}, (64, 3, 8, 32, 32), 50),
+    "I-JEPA, ViT-S/16 at 224, batch of 16": (IJEPA, {"embed_dim": 384, "num_heads": 6}, (16, 3, 224, 224), 4),
 }
 
 
 class EveryOtherBlock(CollapseMonitor):
-    """Watches the second block of each pair, and keeps the processor time of all blocks and of its own steps."""
+    """Watches the second block of each pair, and keeps the processor time at the start and at the end of every step."""
 
     def __init__(self, steps: int) -> None:
-        super().__init__(every_n_steps=steps)
+        super().__init__(steps, min_rank=0.0, max_cosine=2.0)  # one batch over and over may well collapse
         self.starts: list[float] = []
-        self.updates: list[float] = []
+        self.ends: list[float] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx % self.every_n_steps == 0:  # what the last step of a block has logged is behind us
-            self.starts.append(time.process_time())
+        self.starts.append(time.process_time())
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        block, step = divmod(batch_idx, self.every_n_steps)
-        if block % 2:
-            start = time.process_time()
+        self.ends.append(time.process_time())
+        if batch_idx // self.every_n_steps % 2:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            if step < self.every_n_steps - 1:
-                self.updates.append(time.process_time() - start)
 
 
-def measure(module: pl.LightningModule, batch: Tensor, steps: int, pairs: int) -> tuple[float, float, list[float]]:
-    """Processor seconds of a step and of a watched step before a reading (medians), and of the reading of each pair."""
+class Costs(NamedTuple):
+    """Processor time in seconds.
+
+    Attributes:
+        step: of a step on its own.
+        watching: what one more costs that is watched, `[pairs]`.
+        reading: what one more costs that ends in a reading, `[pairs]`.
+    """
+
+    step: float
+    watching: Tensor
+    reading: Tensor
+
+
+def measure(module: pl.LightningModule, batch: Tensor, steps: int, pairs: int) -> Costs:
+    """Train in pairs of blocks of a number of steps."""
     monitor = EveryOtherBlock(steps)
     with tempfile.TemporaryDirectory() as folder:
-        # One pair more to warm up, and a last step that ends the last block.
+        # One pair more to warm up, and a step more to end the last block.
         data = [batch] * (2 * steps * (pairs + 1) + 1)
         pl.Trainer(
             accelerator="cpu",
@@ -77,12 +86,11 @@ def measure(module: pl.LightningModule, batch: Tensor, steps: int, pairs: int) -
             enable_progress_bar=False,
             enable_model_summary=False,
         ).fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
-    blocks = [end - start for start, end in zip(monitor.starts, monitor.starts[1:], strict=False)][2:]
-    update = statistics.median(monitor.updates[steps - 1 :])
-    readings = [
-        watched - alone - (steps - 1) * update for alone, watched in zip(blocks[::2], blocks[1::2], strict=True)
-    ]
-    return statistics.median(blocks[::2]) / steps, update, readings
+    starts, ends = (torch.tensor(times, dtype=torch.float64) for times in (monitor.starts, monitor.ends))
+    between = (starts[1:] - ends[:-1]).view(-1, 2, steps)[1:]
+    more = between[:, 1] - between[:, 0]
+    step = (starts[1:] - starts[:-1]).view(-1, 2, steps)[1:, 0].median()
+    return Costs(float(step), more[:, :-1].mean(1), more[:, -1])
 
 
 def main() -> None:
@@ -93,12 +101,12 @@ def main() -> None:
     interval = CollapseMonitor().every_n_steps
     for name, (module_class, options, shape, steps) in CASES.items():
         pl.seed_everything(0, verbose=False)
-        step, update, readings = measure(module_class(**options), torch.randn(shape), steps, arguments.pairs)
-        shares = [((interval - 1) * update + reading) / (interval * step) for reading in readings]
-        low, middle, high = statistics.quantiles(shares, n=4)
+        costs = measure(module_class(**options), torch.randn(shape), steps, arguments.pairs)
+        shares = ((interval - 1) * costs.watching + costs.reading) / (interval * costs.step)
+        low, middle, high = shares.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=shares.dtype)).tolist()
         print(
-            f"{name}: {middle:.2%} of a step ({low:.2%} to {high:.2%}): a step {1e3 * step:.0f} ms, watching it "
-            f"{1e3 * update:.2f} ms, a reading {1e3 * statistics.median(readings):.0f} ms",
+            f"{name}: {middle:.2%} of a step ({low:.2%} to {high:.2%}): a step {1e3 * costs.step:.0f} ms, watching it "
+            f"{1e3 * costs.watching.median():.2f} ms, a reading {1e3 * costs.reading.median():.0f} ms",
             flush=True,
         )
 

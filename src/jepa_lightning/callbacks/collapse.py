@@ -31,6 +31,7 @@ from jepa_lightning.metrics import (
 
 TOKEN_IMAGES = 8  # images a step whose tokens are looked at
 PATIENCE = 3  # low readings in a row that make a collapse
+PENDING = 1024  # images that are added up at once: for one batch alone it would be mostly overhead
 
 OnCollapse = Literal["warn", "stop", "raise"]
 
@@ -89,6 +90,7 @@ class CollapseMonitor(pl.Callback):
         self.min_rank = min_rank
         self.max_cosine = max_cosine
         self._metrics: dict[str, MetricCollection] = {}
+        self._pending: dict[str, list[Tensor]] = {}  # mean tokens that are still to be added up
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
         self._batches = 0
         self._low = 0  # readings of a collapse in a row
@@ -104,11 +106,12 @@ class CollapseMonitor(pl.Callback):
             "prediction": torch.cat([each.prediction.flatten(1, 2) for each in several], dim=1),
         }
         for branch, tokens in branches.items():
-            if branch not in self._metrics:
-                self._metrics[branch] = across_images(branch, tokens.shape[-1]).to(tokens.device)
-            self._metrics[branch].update(tokens.float().mean(1))
+            self._pending.setdefault(branch, []).append(tokens.float().mean(1))
         self._batches += 1
-        if self._batches % self.every_n_steps:
+        reading = self._batches % self.every_n_steps == 0
+        if reading or sum(map(len, self._pending["target"])) >= PENDING:
+            self._add_up()
+        if not reading:
             return
         readings: dict[str, Tensor] = {}
         for branch, tokens in branches.items():
@@ -146,6 +149,14 @@ class CollapseMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the first reading of the run that is resumed."""
         self._first_rank = state_dict["first_rank"]
+
+    def _add_up(self) -> None:
+        """Update the metrics with what is pending."""
+        for branch, means in self._pending.items():
+            if branch not in self._metrics:
+                self._metrics[branch] = across_images(branch, means[0].shape[-1]).to(means[0].device)
+            self._metrics[branch].update(torch.cat(means))
+        self._pending = {}
 
     def _mind(self, trainer: pl.Trainer, rank: float, cosine: float) -> None:
         """Count the readings of a collapse, the same in all processes, and react to the last that it takes."""

@@ -15,9 +15,9 @@ from jepa_lightning.metrics import LiDAR
 class LiDARMonitor(pl.Callback):
     """Logs LiDAR of held-out images at every validation, as `collapse/context/lidar` and `collapse/prediction/lidar`.
 
-    An image, or clip, is a class, and what it looks like under each of `num_masks` masks are its views: the mean of the context
-    encoder's tokens of the visible part, and the mean of the predictor's tokens. Of a method with several kinds of
-    masks, the tokens of all kinds; of LeJEPA, the tokens of the first view and the mean of the projected views. The
+    An image or clip is a class, and what it looks like under each of `num_masks` masks are its views: the mean of the
+    context encoder's tokens of the visible part, and the mean of the predictor's tokens. Of a method with several kinds
+    of masks, the tokens of all kinds; of LeJEPA, the tokens of the first view and the mean of the projected views. The
     target encoder sees all of an image, and so has one view of it.
 
     The masks are the same for all images, validations, runs and processes. With masks of its own for every image, an

@@ -34,12 +34,8 @@ class Classifier(nn.Module):
         return self.head(self.encoder(x).mean(1))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters are how deep, in timm's words: embedding, blocks, norm and head."""
-        norm_and_head = 99_999
-        return {
-            "stem": r"^encoder\.(?:patch_embed|pos_embed)",
-            "blocks": [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm|^head", (norm_and_head,))],
-        }
+        """Which parameters are how deep, in timm's words: embedding, blocks, and what is left, norm and head."""
+        return {"stem": r"^encoder\.(?:patch_embed|pos_embed)", "blocks": r"^encoder\.blocks\.(\d+)"}
 
 
 class FineTuning(pl.LightningModule):

@@ -54,7 +54,7 @@ class HeldOut(pl.LightningDataModule):
         fraction: of the rest that is trained on, in (0, 1], drawn at random: 0.01 for the usual 1 %.
         shots: or so many samples of each class. The training set is read once to find them.
         label: the field of the batch that holds the class of the shots; the batch's second item without.
-        seed: of the split.
+        seed: of the split and of the order of the training batches.
 
     Raises:
         ValueError: a number out of its range, or a training set that cannot be split.
@@ -101,6 +101,8 @@ class HeldOut(pl.LightningDataModule):
         labels = torch.zeros(len(dataset), dtype=torch.long)
         if self.shots is not None:
             labels = torch.cat([label_of(batch, self.label) for batch in self._over(range(len(dataset)))])
+            if len(labels) != len(dataset):
+                raise ValueError(f"{len(labels)} labels for {len(dataset)} training samples: give one clip a video")
         generator = Generator().manual_seed(self.seed)
         kept, held = choose(labels, generator, self.fraction, self.shots, self.share)
         if not len(kept) or not len(held):
@@ -120,7 +122,8 @@ class HeldOut(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """What is left of the training set, in random order; an incomplete last batch counts where labels are few."""
-        return self._over(SubsetRandomSampler(self._kept))
+        # With a generator of its own, so that several processes share out the same order.
+        return self._over(SubsetRandomSampler(self._kept, Generator().manual_seed(self.seed)))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The share of the training set."""

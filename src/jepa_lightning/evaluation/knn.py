@@ -68,6 +68,7 @@ class KNNProbe(pl.LightningModule):
         self.register_buffer("bank", torch.empty(0, self.encoder.embed_dim))
         self.register_buffer("bank_labels", torch.empty(0, dtype=torch.long))
         self.automatic_optimization = False  # there is nothing to optimise
+        self.nothing = nn.Parameter(torch.zeros(()))  # DDP takes no module without a parameter
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def configure_optimizers(self) -> None:
@@ -86,11 +87,10 @@ class KNNProbe(pl.LightningModule):
 
     def read(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The features `[B, D]` and labels `[B]` of a batch."""
-        if isinstance(batch, Features):
-            features, label = batch.features[:, -1], batch.label
-        else:
-            features, label = self.encoder(batch[0])[:, -1].mean(1), label_of(batch, self.hparams.label)
-        return features, checked_classes(label, self.hparams.num_classes, 1)
+        label = batch.label if isinstance(batch, Features) else label_of(batch, self.hparams.label)
+        label = checked_classes(label, self.hparams.num_classes, 1)
+        tokens = batch.features if isinstance(batch, Features) else self.encoder(batch[0]).mean(2)
+        return tokens[:, -1], label
 
     def on_train_epoch_start(self) -> None:
         """Start an empty bank."""
@@ -98,11 +98,10 @@ class KNNProbe(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Put a batch into the bank."""
-        features, labels = self.read(batch)
-        self._seen.append((features[labels != UNLABELLED], labels[labels != UNLABELLED]))
+        self._seen.append(self.read(batch))
 
     def on_validation_epoch_start(self) -> None:
-        """Collect the bank from all processes."""
+        """Collect the bank from all processes, which have as many samples each, some without a label."""
         if not self._seen:  # a sanity check before training, or the checkpoint's own bank
             return
         features, labels = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
@@ -111,7 +110,13 @@ class KNNProbe(pl.LightningModule):
         self.bank, self.bank_labels = features[labels != UNLABELLED], labels[labels != UNLABELLED]
 
     def classes(self, features: Tensor, k: int) -> Tensor:
-        """The vote of k neighbours for features `[B, D]`."""
+        """The vote of k neighbours for features `[B, D]`.
+
+        Raises:
+            RuntimeError: no bank.
+        """
+        if not len(self.bank):
+            raise RuntimeError("there is no bank: fit the probe, or load a checkpoint of one")
         mean, std = self.bank.mean(0), self.bank.std(0, correction=0) + 1e-6
         query, bank = (F.normalize((inputs - mean) / std, dim=1) for inputs in (features, self.bank))
         return vote(query, bank, self.bank_labels, k, self.hparams.temperature, self.hparams.num_classes)

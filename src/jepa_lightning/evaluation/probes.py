@@ -117,7 +117,8 @@ class FrozenProbe(pl.LightningModule):
         """
         if isinstance(batch, Features):
             return batch.features, self.checked(batch.label)
-        return self.pool(self.encoder(batch[0])), self.checked(label_of(batch, self.label))
+        label = self.checked(label_of(batch, self.label))
+        return self.pool(self.encoder(batch[0])), label
 
     @abstractmethod
     def checked(self, label: Tensor) -> Tensor:
@@ -142,6 +143,7 @@ class FrozenProbe(pl.LightningModule):
         scores = torch.stack([score.compute() for score in self.scores])
         for score in self.scores:
             score.reset()
+        scores = scores.nan_to_num(-torch.inf)  # of heads that diverged
         self.chosen.copy_(scores.argmax())
         self.log(f"val/{self.score}", scores.max(), prog_bar=True)
 
