@@ -342,8 +342,8 @@ def test_unlabelled_samples_do_not_count(images: str, kind: str) -> None:
         probe, features = LinearProbe(images, 4, layers=[1], lrs=[0.1], weight_decays=[0.0]), torch.randn(8, 1, DIM)
     else:
         one: dict[str, Any] = {"lrs": [0.1], "weight_decays": [0.0]}
-        probe = AttentiveProbe(images, 4, depth=1, **one) if kind == "attentive" else SegmentationProbe(images, 4, **one)
-        features = torch.randn(8, 16, DIM)
+        build = AttentiveProbe if kind == "attentive" else SegmentationProbe
+        probe, features = build(images, 4, **one), torch.randn(8, 16, DIM)
     shape = (8, 16, 16) if kind == "segmentation" else (8,)
     labels = torch.randint(4, shape, generator=Generator().manual_seed(0))
     some = torch.full_like(labels, -1)
@@ -719,7 +719,7 @@ def test_held_out_shots(tmp_path: Path) -> None:
     assert sum(len(batch.kind) for batch in split.val_dataloader()) == 10
     unlabelled = HeldOut(Everything(), 0.25, shots=100)
     unlabelled.setup("fit")
-    labels = torch.cat([batch[1] for loader in (unlabelled.train_dataloader(), unlabelled.val_dataloader()) for batch in loader])
+    labels = torch.cat([batch[1] for batch in (*unlabelled.train_dataloader(), *unlabelled.val_dataloader())])
     assert len(labels) == 33
     assert -1 not in labels
 
@@ -977,10 +977,10 @@ def test_loss_and_accuracy_of_fine_tuning(images: str, tmp_path: Path) -> None:
 
 
 def test_fine_tuning_learns(images: str) -> None:
-    """What chance would not: the encoder of random weights, trained on, tells the squares' places."""
+    """The encoder of small random weights, trained on, tells the squares' places."""
     torch.manual_seed(0)
-    module = FineTuning(images, 4, lr=3e-3)
-    trainer = quiet_trainer(max_epochs=12)
+    module = FineTuning(images, 4, lr=1e-2, encoder_options={"network": "context_encoder"})
+    trainer = quiet_trainer(max_epochs=8)
     trainer.fit(module, loader(LabelledImages(64)))
     (logged,) = trainer.test(module, loader(LabelledImages(96)), verbose=False)
     assert logged["test/accuracy"] > 0.9

@@ -55,7 +55,6 @@ class LiDARMonitor(pl.Callback):
         # Rounded up: a process without images would leave the others waiting for its sums.
         self._missing = -(-self.num_images // trainer.world_size)
 
-    @torch.no_grad()
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -71,14 +70,10 @@ class LiDARMonitor(pl.Callback):
         images = (batch if isinstance(batch, Tensor) else batch[0])[: self._missing]
         self._missing -= len(images)
         views: dict[str, list[Tensor]] = {"context": [], "prediction": []}
-        # Forked: what a module draws besides must not change the random numbers of the training.
+        # Forked: what a module draws besides must not change the random numbers of the training. A hook is outside of
+        # mixed precision, and should be: rounding would be taken for directions that tell images apart.
         devices = [images.device] if images.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices),
-            trainer.precision_plugin.val_step_context(),
-            # Without mixed precision, whose rounding would be taken for directions that tell images apart.
-            torch.autocast(images.device.type, enabled=False),
-        ):
+        with torch.random.fork_rng(devices):
             for draw in range(self.num_masks):
                 masks = pl_module.masking(1, pl_module.grid(images), generator=Generator().manual_seed(draw))
                 several = predictions({"latents": pl_module.latents(images, for_all(masks, len(images)))})

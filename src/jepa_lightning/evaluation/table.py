@@ -103,6 +103,8 @@ def evaluate(
     encoder sees each sample once, as the DataModule's loaders give it. Settings are chosen on a tenth of the training
     set that no probe is fitted on, and the test data are touched once.
 
+    Heads and batches are drawn by torch's global generator: seed it for the same numbers again.
+
     The tokens of the last layer are kept in memory, 4 bytes * tokens * width a sample.
 
     Args:
@@ -139,7 +141,8 @@ def evaluate(
         }
         readings = []
         for label, answers in parts["test"][0].labels.items():
-            for plan in _plans(encoder, options, encoders[0].grid, parts["train"][0], label):
+            classes = 1 + max(int(each[0].labels[label].nan_to_num().max()) for each in parts.values())
+            for plan in _plans(encoder, options, encoders[0].grid, parts["train"][0], label, classes):
                 probe, baseline = plan.build(), plan.build()
                 value = _score(probe, _samples(parts, 0, plan, label), steps, accelerator)
                 untrained = _score(baseline, _samples(parts, 1, plan, label), steps, accelerator)
@@ -176,10 +179,10 @@ def _encode(encoders: list[FrozenEncoder], loader: Any, limit: int | None = None
 
 
 def _plans(
-    encoder: str, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str
+    encoder: str, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str, classes: int
 ) -> Iterator[_Plan]:
-    """The probes that suit a label: one class a sample, a map of classes, or numbers."""
-    known, layers = train.labels[label], [1, train.pooled.shape[1]]
+    """The probes that suit a label: one class a sample, a map of classes, or numbers; others have none."""
+    known, layers = train.labels[label], sorted({1, train.pooled.shape[1]})
     everything = torch.arange(len(known))
     if known.is_floating_point():
         # Of several objects, those that every sample has: numbers that some lack are NaN.
@@ -188,20 +191,20 @@ def _plans(
             build = partial(RegressionProbe, encoder, count, layers=layers, encoder_options=options)
             yield _Plan("regression", build, "pooled", everything)
         return
-    classes = 1 + int(known.max())
-    if known.ndim == 3:
-        if len(grid) == 2:
-            segmentation = partial(SegmentationProbe, encoder, classes, encoder_options=options)
-            yield _Plan("segmentation", segmentation, "tokens", everything)
+    if known.ndim == 3 and len(grid) == 2:
+        segmentation = partial(SegmentationProbe, encoder, classes, encoder_options=options)
+        yield _Plan("segmentation", segmentation, "tokens", everything)
+    if known.ndim != 1:
         return
+    labelled = everything[known != UNLABELLED]
     adamw: dict[str, Any] = {"optimizer": "adamw", "lrs": [1e-3, 1e-2]}
     linear = partial(LinearProbe, encoder, classes, layers=layers, **adamw, encoder_options=options)
     for name, few in (("linear", {}), ("linear, 1 %", {"fraction": 0.01}), ("linear, 10 shots", {"shots": 10})):
         yield _Plan(name, linear, "pooled", choose(known, Generator().manual_seed(0), **few)[0])
     rates: dict[str, Any] = {"lrs": [3e-4, 1e-3], "weight_decays": [0.01]}
     attentive = partial(AttentiveProbe, encoder, classes, depth=1, **rates, encoder_options=options)
-    yield _Plan("attentive", attentive, "tokens", everything)
-    yield _Plan("kNN", partial(KNNProbe, encoder, classes, encoder_options=options), "pooled", everything)
+    yield _Plan("attentive", attentive, "tokens", labelled)
+    yield _Plan("kNN", partial(KNNProbe, encoder, classes, encoder_options=options), "pooled", labelled)
 
 
 def _samples(parts: dict[str, list[_Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:
@@ -219,8 +222,8 @@ def _score(probe: Any, sets: dict[str, _Samples], steps: int, accelerator: str) 
         devices=1,
         max_steps=-1 if once else steps,
         max_epochs=1 if once else -1,
-        check_val_every_n_epoch=None,
-        val_check_interval=1 if once else steps,
+        check_val_every_n_epoch=1 if once else None,
+        val_check_interval=1.0 if once else steps,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -1,0 +1,240 @@
+"""One table of all that a data set has labels for."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_images
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from jepa_lightning import IJEPA, VJEPA, MovingShapesDataModule, ShapesDataModule, load_encoder
+from jepa_lightning.evaluation import HeldOut, Reading, evaluate, print_table, write_table
+
+CLASSIFIERS = ["linear", "linear, 1 %", "linear, 10 shots", "attentive", "kNN"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoders of four blocks of images, and of two blocks of clips."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    modules = {"images": IJEPA(**TINY | {"depth": 4}), "clips": VJEPA(**TINY_VIDEO)}
+    for name, module in modules.items():
+        eager(module.target_encoder.requires_grad_(True))
+        trainer = quiet_trainer(folder)
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return folder
+
+
+def shapes() -> ShapesDataModule:
+    return ShapesDataModule(16, num_train=400, num_val=150, batch_size=50, num_workers=0)
+
+
+def read(folder: Path) -> list[Reading]:
+    torch.manual_seed(5)
+    return evaluate(str(folder / "images.ckpt"), shapes(), steps=15, accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def readings(folder: Path) -> list[Reading]:
+    return read(folder)
+
+
+def joined(batches: Any, item: int) -> Tensor:
+    return torch.cat([batch[item] for batch in batches])
+
+
+def test_lines(readings: list[Reading]) -> None:
+    """Of 360 samples, a tenth of the 400 being held out."""
+    expected = [(label, probe, "accuracy") for label in ("kind", "count") for probe in CLASSIFIERS]
+    expected += [("positions", "regression", "r2"), ("segmentation", "segmentation", "miou")]
+    assert [one[:3] for one in readings] == expected
+    assert [one.num_labels for one in readings] == [360, 4, 60, 360, 360, 360, 4, 30, 360, 360, 360, 360]
+    for one in readings:
+        lowest = -math.inf if one.metric == "r2" else 0
+        assert all(lowest < value <= 1 for value in (one.value, one.untrained, one.constant + 1e-9)), one
+        if one.probe.startswith("linear"):
+            assert one.chosen.startswith(("last layer", "last 4 layers"))
+        elif one.probe == "kNN":
+            assert one.chosen in {f"k {k}" for k in (10, 20, 100, 200)}
+
+
+def test_constant_answers(readings: list[Reading]) -> None:
+    constants = {one.label: one.constant for one in readings}
+    test = list(shapes().test_dataloader())
+    for label, item in (("kind", 1), ("count", 2)):
+        counts = np.bincount(joined(test, item).numpy())
+        assert constants[label] == pytest.approx(counts.max() / counts.sum())
+    assert constants["positions"] == 0
+    pixels = joined(test, 4).numpy()
+    counts = np.bincount(pixels.ravel())
+    assert counts.argmax() == 0, "background"
+    assert constants["segmentation"] == pytest.approx(counts[0] / pixels.size / 7)
+
+
+def test_neighbours_are_of_all_training_samples_but_the_held_out(folder: Path, readings: list[Reading]) -> None:
+    split, encoder = HeldOut(shapes()), load_encoder(folder / "images.ckpt")
+    split.setup("fit")
+    train, test = list(split.train_dataloader()), list(split.test_dataloader())
+    bank, queries = (torch.cat([encoder(batch.image).mean(1) for batch in part]).double() for part in (train, test))
+    mean, std = bank.mean(0), bank.std(0, correction=0) + 1e-6
+    bank, queries = (torch.nn.functional.normalize((part - mean) / std, dim=1) for part in (bank, queries))
+    for label, item in (("kind", 1), ("count", 2)):
+        (line,) = (one for one in readings if one.label == label and one.probe == "kNN")
+        labels, truth, hits = joined(train, item).tolist(), joined(test, item).tolist(), 0
+        for query, right in zip(queries, truth, strict=True):
+            similarity, nearest = (bank @ query).topk(int(line.chosen[2:]))
+            votes = [0.0] * 7
+            for weight, index in zip((similarity / 0.07).exp().tolist(), nearest.tolist(), strict=True):
+                votes[labels[index]] += weight
+            hits += int(np.argmax(votes)) == right
+        assert line.value == pytest.approx(hits / len(truth), abs=1.5 / len(truth))  # but for ties in float32
+
+
+def test_a_seed_gives_the_same_table(folder: Path, readings: list[Reading]) -> None:
+    assert read(folder) == readings
+
+
+class Quarters(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return self.batches(200)
+
+    def test_dataloader(self) -> Any:
+        return self.batches(250)
+
+    def batches(self, number: int) -> Any:
+        image, label, _ = next(iter(loader(LabelledImages(number), number)))
+        return loader(TensorDataset(image, label), 50)
+
+
+def test_what_the_encoder_is_worth_untrained(folder: Path) -> None:
+    """Large random weights lose what an encoder's own, small ones keep; with one label an answer is constant."""
+    torch.manual_seed(0)
+    lines = evaluate(str(folder / "images.ckpt"), Quarters(), num_train=80, steps=50, accelerator="cpu")
+    by_probe = {one.probe: one for one in lines}
+    for probe in ("linear", "linear, 10 shots", "kNN"):
+        assert by_probe[probe].value < 0.62 < 0.66 < by_probe[probe].untrained, by_probe[probe]
+    assert [(one.label, one.num_labels) for one in lines] == [("label", number) for number in (80, 1, 40, 80, 80)]
+    few = by_probe["linear, 1 %"]
+    for value in (few.value, few.untrained):
+        assert value in (pytest.approx(62 / 250), pytest.approx(63 / 250))
+    assert few.constant == pytest.approx(63 / 250)
+
+
+class Sample(NamedTuple):
+    """Of any labels: some missing, or of a kind that no probe reads."""
+
+    image: Tensor
+    some: Tensor  # classes, for half of the samples
+    rare: Tensor  # classes, one of which the training set lacks
+    boxes: Tensor
+    missing: Tensor
+    partial: Tensor  # numbers, the second of which some samples lack
+
+
+class Samples(Dataset[Sample]):
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Sample:
+        number = self.start + index
+        image = LabelledImages()[number].image
+        return Sample(
+            image,
+            torch.tensor(number // 2 % 4 if number % 2 else -1),
+            torch.tensor(number % 3 if number < 100 else 3),
+            torch.tensor([number, 2]),
+            torch.full((2,), torch.nan),
+            torch.tensor([number % 4, number % 5 if number % 7 else torch.nan, 1.0]),
+        )
+
+
+class Odd(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(Samples(0, 100), 20, shuffle=True)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(Samples(60, 120), 20)
+
+
+def test_labels_of_any_kind(folder: Path) -> None:
+    """Missing ones do not count, classes may be in the test data alone, and what no probe reads has no line."""
+    lines = evaluate(str(folder / "images.ckpt"), Odd(), steps=3, accelerator="cpu")
+    assert [one[:2] for one in lines] == [
+        *((label, probe) for label in ("some", "rare") for probe in CLASSIFIERS),
+        ("partial", "regression"),
+    ]
+    known = {one.num_labels for one in lines if one.label == "some" and one.probe in ("linear", "attentive", "kNN")}
+    assert len(known) == 1
+    assert 40 <= known.pop() <= 50
+    constants = {one.label: one.constant for one in lines}
+    assert constants["rare"] == pytest.approx(20 / 60)
+    truth = [number // 2 % 4 for number in range(60, 120) if number % 2]
+    assert constants["some"] == pytest.approx(max(map(truth.count, range(4))) / 30)
+    assert all(math.isfinite(one.value) for one in lines)
+
+
+def test_clips(folder: Path) -> None:
+    """Positions are of all frames, and nothing is segmented; of five frames the encoder could read none."""
+    data = MovingShapesDataModule(16, 4, num_train=60, num_val=20, batch_size=20, num_workers=0)
+    lines = evaluate(str(folder / "clips.ckpt"), data, steps=5, accelerator="cpu")
+    expected = [(label, probe) for label in ("kind", "direction", "speed") for probe in CLASSIFIERS]
+    assert [one[:2] for one in lines] == [*expected, ("position", "regression")]
+    assert any("last 2 layers" in one.chosen for one in lines)
+    odd = MovingShapesDataModule(16, 5, num_train=60, num_val=20, batch_size=20, num_workers=0)
+    with pytest.raises(ValueError, match=r"\(5, 16, 16\) \(frames, rows, columns\) cannot be cut into tubelets"):
+        evaluate(str(folder / "clips.ckpt"), odd, accelerator="cpu")
+
+
+class Bare(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return loader(random_images(40))
+
+    def test_dataloader(self) -> Any:
+        return self.train_dataloader()
+
+
+class Alone(Bare):
+    def train_dataloader(self) -> Any:
+        return DataLoader(random_images(40), 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [Bare, Alone])
+def test_data_without_labels(folder: Path, data: Any) -> None:
+    with pytest.raises(ValueError, match=f"the batches of {data.__name__} have no labels"):
+        evaluate(str(folder / "images.ckpt"), data(), accelerator="cpu")
+
+
+def test_files(readings: list[Reading], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CSV reads back with all digits; Markdown and the printed table have the same cells, rounded."""
+    write_table(readings, tmp_path / "new" / "table.csv")
+    write_table(readings, str(tmp_path / "table.md"))
+    with (tmp_path / "new" / "table.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == list(Reading._fields)
+    kinds = [type(value) for value in readings[0]]
+    assert [Reading(*(kind(cell) for kind, cell in zip(kinds, row, strict=True))) for row in rows] == readings
+
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")] for line in lines]
+    assert cells[0] == ["label", "probe", "metric", "value", "untrained", "constant", "labels", "chosen"]
+    assert set(cells[1]) == {"---"}
+    rounded = [[*row[:3], *(f"{float(cell):.3f}" for cell in row[3:6]), *row[6:]] for row in rows]
+    assert cells[2:] == rounded
+
+    print_table(readings)
+    printed = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in printed if line] == rounded
+
+    with pytest.raises(ValueError, match=r"expected a file that ends in .csv or .md, got .*table.txt"):
+        write_table(readings, tmp_path / "table.txt")
