@@ -348,14 +348,14 @@ def test_unlabelled_samples_do_not_count(images: str, kind: str) -> None:
     labels = torch.randint(4, shape, generator=Generator().manual_seed(0))
     some = torch.full_like(labels, -1)
     some[kept] = labels[kept]
-    head = probe.heads[0].eval()  # without statistics of the batch, which are of all samples
-    whole = probe.loss(probe.outputs(head, features, some), some)
-    part = probe.loss(probe.outputs(head, features[kept], labels[kept]), labels[kept])
+    probe.heads[0].eval()  # without statistics of the batch, which are of all samples
+    whole = probe.loss(probe.answer(0, features, some), some)
+    part = probe.loss(probe.answer(0, features[kept], labels[kept]), labels[kept])
     torch.testing.assert_close(whole, part)
     score = probe.build_score()
-    score.update(probe.outputs(head, features, some), some)
+    score.update(probe.answer(0, features, some), some)
     alone = probe.build_score()
-    alone.update(probe.outputs(head, features[kept], labels[kept]), labels[kept])
+    alone.update(probe.answer(0, features[kept], labels[kept]), labels[kept])
     assert float(score.compute()) == pytest.approx(float(alone.compute()))
 
     quiet_trainer(max_epochs=2).fit(probe, *of((features, torch.full_like(labels, -1))))
@@ -490,12 +490,12 @@ def test_segmentation_against_brute_force(images: str) -> None:
 
     tokens = load_encoder(images, image_size=[16, 24])(x[20:]).numpy()
     scores = []
-    for head in probe.heads:
+    for number, head in enumerate(probe.heads.eval()):
         mean, var = (getattr(head[0], name).numpy() for name in ("running_mean", "running_var"))
         weight, bias = head[1].weight.detach().numpy(), head[1].bias.detach().numpy()
         logits = ((tokens - mean) / np.sqrt(var + 1e-5)) @ weight.T + bias
         maps = np.stack([scaled_up(one.reshape(4, 6, 3), 16, 24) for one in logits])
-        ours = probe.outputs(head.eval(), torch.tensor(tokens), label[20:])
+        ours = probe.answer(number, torch.tensor(tokens), label[20:])
         np.testing.assert_allclose(ours.detach().permute(0, 2, 3, 1).numpy(), maps, rtol=1e-3, atol=1e-4)
         scores.append([miou(maps.argmax(3)[part], label[20:].numpy()[part]) for part in (slice(5), slice(5, 10))])
     best = int(np.argmax([val for val, _ in scores]))

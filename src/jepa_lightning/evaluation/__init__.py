@@ -1,13 +1,11 @@
 """What is fitted after pretraining: probes of a frozen encoder, and fine-tuning."""
 
 from jepa_lightning.evaluation.fine_tuning import FineTuning
-from jepa_lightning.evaluation.frozen import FrozenEncoder
+from jepa_lightning.evaluation.frozen import Features, FrozenEncoder, FrozenProbe
 from jepa_lightning.evaluation.held_out import HeldOut
 from jepa_lightning.evaluation.knn import KNNProbe
 from jepa_lightning.evaluation.probes import (
     AttentiveProbe,
-    Features,
-    FrozenProbe,
     LinearProbe,
     RegressionProbe,
     SegmentationProbe,

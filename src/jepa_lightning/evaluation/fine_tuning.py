@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from jepa_lightning.callbacks.step import UNLABELLED, label_of
 from jepa_lightning.checkpoints import load_encoder
-from jepa_lightning.evaluation.probes import checked_classes
+from jepa_lightning.evaluation.frozen import checked_classes
 from jepa_lightning.schedules import warmup_cosine
 
 

@@ -1,12 +1,18 @@
-"""The encoder of a checkpoint as an evaluation reads it: frozen, and by its last layers."""
+"""What reads a label off the features of a frozen encoder."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
+from jepa_lightning.callbacks.step import UNLABELLED, label_of
 from jepa_lightning.checkpoints import load_encoder
 
 
@@ -46,3 +52,143 @@ class FrozenEncoder(nn.Module):
         tokens = torch.stack([self.encoder.norm(tokens) for tokens in self._tokens], 1)
         self._tokens.clear()
         return tokens
+
+
+class Features(NamedTuple):
+    """A batch of what a probe reads of the frozen encoder, computed before.
+
+    Attributes:
+        features: what the probe's `pool` gives of the encoder's tokens.
+        label: as in the batches that they were computed from.
+    """
+
+    features: Tensor
+    label: Tensor
+
+
+class FrozenProbe(pl.LightningModule):
+    """Contenders that read a label off a frozen encoder's features; the best on the validation data is tested.
+
+    Which one is best is found anew at each validation, kept in the checkpoint, and the one that `test_step` reports on.
+    So the validation data must not be the test data: see `HeldOut`. The encoder's weights are not in the checkpoint,
+    which names their file.
+
+    Args:
+        encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
+        encoder_options: of `FrozenEncoder`.
+        label: the field of the batch that is read off the features; the batch's second item without.
+        num_layers: number of blocks of the encoder that are read, from the last one back.
+    """
+
+    hparams: Any
+    scores: Any
+    names: list[str]  # of the contenders
+    chosen: Tensor
+    score: str  # the name of what they are compared by, the higher the better
+
+    def __init__(
+        self, encoder: str, encoder_options: dict[str, Any] | None, label: str | None, num_layers: int
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.encoder = FrozenEncoder(encoder, num_layers, encoder_options)
+        self.strict_loading = False  # checkpoints lack the encoder
+        self.label = label
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the encoder out: it is in the file it came from."""
+        state = checkpoint["state_dict"]
+        for name in [name for name in state if name.startswith("encoder.")]:
+            del state[name]
+
+    @abstractmethod
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the contenders read of the tokens `[B, layers, N, D]`."""
+
+    @abstractmethod
+    def answer(self, contender: int, features: Tensor, label: Tensor) -> Tensor:
+        """What a contender, by its number, makes of features that have a label."""
+
+    @abstractmethod
+    def build_score(self) -> Metric:
+        """What tells how good a contender is, updated with its answers and the labels."""
+
+    @abstractmethod
+    def checked(self, label: Tensor) -> Tensor:
+        """The label as the score takes it, or an error that says what it should be."""
+
+    @property
+    def name_of_chosen(self) -> str:
+        """The contender that did best on the validation data."""
+        return self.names[int(self.chosen)]
+
+    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The features and labels of a batch.
+
+        Raises:
+            ValueError: a batch without the label, or with one of a kind that the probe does not take.
+        """
+        if isinstance(batch, Features):
+            return batch.features, self.checked(batch.label)
+        label = self.checked(label_of(batch, self.label))
+        return self.pool(self.encoder(batch[0])), label
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score every contender."""
+        features, label = self.read(batch)
+        for number, score in enumerate(self.scores):
+            score.update(self.answer(number, features, label), label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose the best."""
+        scores = torch.stack([score.compute() for score in self.scores])
+        for score in self.scores:
+            score.reset()
+        scores = scores.nan_to_num(-torch.inf)  # of heads that diverged
+        self.chosen.copy_(scores.argmax())
+        self.log(f"val/{self.score}", scores.max(), prog_bar=True)
+
+    def on_fit_end(self) -> None:
+        """Say which it is."""
+        rank_zero_info(f"best of {len(self.names)} on the validation data: {self.name_of_chosen}")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score the chosen one."""
+        features, label = self.read(batch)
+        chosen = int(self.chosen)
+        self.scores[chosen].update(self.answer(chosen, features, label), label)
+
+    def on_test_epoch_end(self) -> None:
+        """Log its score."""
+        score = self.scores[int(self.chosen)]
+        self.log(f"test/{self.score}", score.compute())
+        score.reset()
+
+
+class OfClasses(FrozenProbe):
+    """What the probes of one class a sample share; samples of class -1 have no label and do not count."""
+
+    score = "accuracy"
+
+    def build_score(self) -> Metric:
+        """The share of hits."""
+        return MulticlassAccuracy(self.hparams.num_classes, average="micro", ignore_index=UNLABELLED)
+
+    def checked(self, label: Tensor) -> Tensor:
+        """Integers `[B]` below the number of classes."""
+        return checked_classes(label, self.hparams.num_classes, 1)
+
+
+def checked_classes(label: Tensor, num_classes: int, ndim: int) -> Tensor:
+    """Labels that are classes, as int64.
+
+    Raises:
+        ValueError: labels of another shape or type, or out of range.
+    """
+    if label.ndim != ndim or label.is_floating_point():
+        wanted = "one class a sample, integers [B]" if ndim == 1 else "maps of classes, integers [B, H, W]"
+        raise ValueError(f"expected {wanted}, got {label.dtype} {list(label.shape)}")
+    if label.numel() and not UNLABELLED <= int(label.min()) <= int(label.max()) < num_classes:
+        raise ValueError(f"labels from {int(label.min())} to {int(label.max())} do not fit num_classes={num_classes}")
+    return label.long()

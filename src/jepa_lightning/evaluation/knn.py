@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from jepa_lightning.callbacks.knn import vote
-from jepa_lightning.callbacks.step import UNLABELLED, label_of
-from jepa_lightning.evaluation.frozen import FrozenEncoder
-from jepa_lightning.evaluation.probes import Features, checked_classes
+from jepa_lightning.callbacks.step import UNLABELLED
+from jepa_lightning.evaluation.frozen import OfClasses
 
 
-class KNNProbe(pl.LightningModule):
+class KNNProbe(OfClasses):
     """A nearest-neighbour classifier on the mean of a frozen encoder's tokens, with the best of several k.
 
     The training data of the last epoch are its bank: one epoch will do. Features are standardised by the bank's mean
@@ -39,12 +35,8 @@ class KNNProbe(pl.LightningModule):
     Source: Wu et al. (arXiv 1805.01978), section 3.4.
     """
 
-    hparams: Any
-    scores: Any
-    score = "accuracy"
     bank: Tensor
     bank_labels: Tensor
-    chosen: Tensor
 
     def __init__(
         self,
@@ -55,16 +47,11 @@ class KNNProbe(pl.LightningModule):
         temperature: float = 0.07,
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         if not k or min(k) < 1 or temperature <= 0:
             raise ValueError(f"k and temperature must be positive, got {k} and {temperature}")
-        self.save_hyperparameters()
-        self.encoder = FrozenEncoder(encoder, 1, encoder_options)
-        self.strict_loading = False  # checkpoints lack the encoder
-        self.scores = nn.ModuleList(
-            MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED) for _ in k
-        )
-        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
+        super().__init__(encoder, encoder_options, label, 1)
+        self.names = [f"k {number}" for number in k]
+        self.scores = nn.ModuleList(self.build_score() for _ in k)
         self.register_buffer("bank", torch.empty(0, self.encoder.embed_dim))
         self.register_buffer("bank_labels", torch.empty(0, dtype=torch.long))
         self.automatic_optimization = False  # there is nothing to optimise
@@ -74,23 +61,14 @@ class KNNProbe(pl.LightningModule):
     def configure_optimizers(self) -> None:
         """Nothing is optimised."""
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the encoder out: it is in the file it came from."""
-        state = checkpoint["state_dict"]
-        for name in [name for name in state if name.startswith("encoder.")]:
-            del state[name]
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the checkpoint's bank."""
         for name in ("bank", "bank_labels"):
             setattr(self, name, torch.empty_like(checkpoint["state_dict"][name], device=self.device))
 
-    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The features `[B, D]` and labels `[B]` of a batch."""
-        label = batch.label if isinstance(batch, Features) else label_of(batch, self.hparams.label)
-        label = checked_classes(label, self.hparams.num_classes, 1)
-        tokens = batch.features if isinstance(batch, Features) else self.encoder(batch[0]).mean(2)
-        return tokens[:, -1], label
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Their means, `[B, layers, D]`."""
+        return tokens.mean(2)
 
     def on_train_epoch_start(self) -> None:
         """Start an empty bank."""
@@ -98,7 +76,8 @@ class KNNProbe(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Put a batch into the bank."""
-        self._seen.append(self.read(batch))
+        features, labels = self.read(batch)
+        self._seen.append((features[:, -1], labels))
 
     def on_validation_epoch_start(self) -> None:
         """Collect the bank from all processes, which have as many samples each, some without a label."""
@@ -109,8 +88,8 @@ class KNNProbe(pl.LightningModule):
         labels = torch.as_tensor(self.all_gather(labels)).view(-1)
         self.bank, self.bank_labels = features[labels != UNLABELLED], labels[labels != UNLABELLED]
 
-    def classes(self, features: Tensor, k: int) -> Tensor:
-        """The vote of k neighbours for features `[B, D]`.
+    def answer(self, contender: int, features: Tensor, label: Tensor) -> Tensor:
+        """The vote of k neighbours.
 
         Raises:
             RuntimeError: no bank.
@@ -118,44 +97,16 @@ class KNNProbe(pl.LightningModule):
         if not len(self.bank):
             raise RuntimeError("there is no bank: fit the probe, or load a checkpoint of one")
         mean, std = self.bank.mean(0), self.bank.std(0, correction=0) + 1e-6
-        query, bank = (F.normalize((inputs - mean) / std, dim=1) for inputs in (features, self.bank))
-        return vote(query, bank, self.bank_labels, k, self.hparams.temperature, self.hparams.num_classes)
+        query, bank = (F.normalize((inputs - mean) / std, dim=1) for inputs in (features[:, -1], self.bank))
+        hparams = self.hparams
+        return vote(query, bank, self.bank_labels, hparams.k[contender], hparams.temperature, hparams.num_classes)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score every k."""
-        if not len(self.bank):
-            return
-        features, labels = self.read(batch)
-        for k, score in zip(self.hparams.k, self.scores, strict=True):
-            score.update(self.classes(features, k), labels)
+        if len(self.bank):
+            super().validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Choose the best."""
-        if not len(self.bank):
-            return
-        scores = torch.stack([score.compute() for score in self.scores])
-        for score in self.scores:
-            score.reset()
-        self.chosen.copy_(scores.argmax())
-        self.log("val/accuracy", scores.max(), prog_bar=True)
-
-    def on_fit_end(self) -> None:
-        """Say which it is."""
-        rank_zero_info(f"best on the validation data: {self.name_of_chosen}")
-
-    @property
-    def name_of_chosen(self) -> str:
-        """The number of neighbours that did best on the validation data."""
-        return f"k {self.hparams.k[int(self.chosen)]}"
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score the chosen number of neighbours."""
-        features, labels = self.read(batch)
-        chosen = int(self.chosen)
-        self.scores[chosen].update(self.classes(features, self.hparams.k[chosen]), labels)
-
-    def on_test_epoch_end(self) -> None:
-        """Log its score."""
-        score = self.scores[int(self.chosen)]
-        self.log("test/accuracy", score.compute())
-        score.reset()
+        if len(self.bank):
+            super().on_validation_epoch_end()

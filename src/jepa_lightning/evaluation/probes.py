@@ -1,225 +1,22 @@
-"""Probes of a frozen encoder, fitted in many settings at once."""
+"""Linear and attentive probes of a frozen encoder: of classes, of maps of classes, of numbers."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import Lars
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, R2Score
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassJaccardIndex
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of
-from jepa_lightning.evaluation.frozen import FrozenEncoder
+from jepa_lightning.callbacks.step import UNLABELLED
+from jepa_lightning.evaluation.frozen import OfClasses, checked_classes
+from jepa_lightning.evaluation.sweep import Sweep
 from jepa_lightning.networks import AttentivePooler
-from jepa_lightning.schedules import cosine
-
-
-class Features(NamedTuple):
-    """A batch of what a probe reads of the frozen encoder, computed before.
-
-    Attributes:
-        features: what the probe's `pool` gives of the encoder's tokens.
-        label: as in the batches that they were computed from.
-    """
-
-    features: Tensor
-    label: Tensor
-
-
-class FrozenProbe(pl.LightningModule):
-    """Heads of several settings on one frozen encoder, trained at once; the best on the validation data is tested.
-
-    The heads see the same batches, and none changes another's gradients: each is trained as it would be alone. Which
-    one is best is found anew at each validation, kept in the checkpoint, and the one that `test_step` reports on. So
-    the validation data must not be the test data: see `HeldOut`. The encoder's weights are not in the checkpoint, which
-    names their file.
-
-    Args:
-        encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
-        encoder_options: of `FrozenEncoder`.
-        label: the field of the batch that is read off the features; the batch's second item without.
-        num_layers: number of blocks of the encoder that are read, from the last one back.
-        lrs: learning rates.
-        weight_decays: weight decays; every kind of head is trained with each pair of a rate and a decay.
-    """
-
-    hparams: Any
-    scores: Any
-    chosen: Tensor
-    score: str  # the name of what the heads are compared by, the higher the better
-
-    def __init__(
-        self,
-        encoder: str,
-        encoder_options: dict[str, Any] | None,
-        label: str | None,
-        num_layers: int,
-        lrs: Sequence[float],
-        weight_decays: Sequence[float],
-    ) -> None:
-        super().__init__()
-        if not lrs or not weight_decays or min(lrs) <= 0 or min(weight_decays) < 0:
-            raise ValueError(f"expected rates above zero and decays from zero on, got {lrs} and {weight_decays}")
-        self.save_hyperparameters()
-        self.encoder = FrozenEncoder(encoder, num_layers, encoder_options)
-        self.strict_loading = False  # checkpoints lack the encoder
-        self.label = label
-        self.heads, self.names, self.settings = nn.ModuleList(), [], []
-        for (name, build), (lr, decay) in product(self.kinds_of_head(), product(lrs, weight_decays)):
-            self.heads.append(build())
-            self.names.append(f"{name}, lr {lr:g}, wd {decay:g}")
-            self.settings.append((lr, decay))
-        self.scores = nn.ModuleList(self.build_score() for _ in self.heads)
-        self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the encoder out: it is in the file it came from."""
-        state = checkpoint["state_dict"]
-        for name in [name for name in state if name.startswith("encoder.")]:
-            del state[name]
-
-    @abstractmethod
-    def pool(self, tokens: Tensor) -> Tensor:
-        """What the heads read of the tokens `[B, layers, N, D]`."""
-
-    @abstractmethod
-    def kinds_of_head(self) -> list[tuple[str, Callable[[], nn.Module]]]:
-        """The kinds of head by name, each as a function that makes one."""
-
-    @abstractmethod
-    def build_score(self) -> Metric:
-        """What tells how good a head is, updated with its outputs and labels."""
-
-    @abstractmethod
-    def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        """What a head minimises, the mean over the batch."""
-
-    def outputs(self, head: nn.Module, features: Tensor, label: Tensor) -> Tensor:
-        """The outputs of a head for features with a label."""
-        return head(features)
-
-    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """The features and labels of a batch.
-
-        Raises:
-            ValueError: a batch without the label, or with one of a kind that the probe does not take.
-        """
-        if isinstance(batch, Features):
-            return batch.features, self.checked(batch.label)
-        label = self.checked(label_of(batch, self.label))
-        return self.pool(self.encoder(batch[0])), label
-
-    @abstractmethod
-    def checked(self, label: Tensor) -> Tensor:
-        """The label as loss and score take it, or an error that says what it should be."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The sum of the heads' losses, whose gradients are each head's own."""
-        features, label = self.read(batch)
-        self.heads.train(len(features) > 1)  # one sample has no batch statistics
-        losses = torch.stack([self.loss(self.outputs(head, features, label), label) for head in self.heads])
-        self.log("train/loss", losses.detach().mean(), prog_bar=True)
-        return losses.sum()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Score every head."""
-        features, label = self.read(batch)
-        for head, score in zip(self.heads, self.scores, strict=True):
-            score.update(self.outputs(head, features, label), label)
-
-    def on_validation_epoch_end(self) -> None:
-        """Choose the best."""
-        scores = torch.stack([score.compute() for score in self.scores])
-        for score in self.scores:
-            score.reset()
-        scores = scores.nan_to_num(-torch.inf)  # of heads that diverged
-        self.chosen.copy_(scores.argmax())
-        self.log(f"val/{self.score}", scores.max(), prog_bar=True)
-
-    def on_fit_end(self) -> None:
-        """Say which it is."""
-        rank_zero_info(f"best of {len(self.heads)} heads on the validation data: {self.name_of_chosen}")
-
-    @property
-    def name_of_chosen(self) -> str:
-        """The kind and the setting of the head that did best on the validation data."""
-        return self.names[int(self.chosen)]
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Score the chosen head."""
-        features, label = self.read(batch)
-        chosen = int(self.chosen)
-        self.scores[chosen].update(self.outputs(self.heads[chosen], features, label), label)
-
-    def on_test_epoch_end(self) -> None:
-        """Log its score."""
-        score = self.scores[int(self.chosen)]
-        self.log(f"test/{self.score}", score.compute())
-        score.reset()
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser with a group for each head."""
-        groups = [
-            {"params": [*head.parameters()], "lr": lr, "weight_decay": decay}
-            for head, (lr, decay) in zip(self.heads, self.settings, strict=True)
-        ]
-        optimizer, factor = self.build_optimizer(groups), self.factor
-        total = self.trainer.estimated_stepping_batches
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, lambda step: factor(step / total)), "interval": "step"},
-        }
-
-    def build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW over the heads' groups."""
-        return torch.optim.AdamW(groups)
-
-    def factor(self, progress: float) -> float:
-        """What learning rates are multiplied by at a share of the training: half a cosine to zero."""
-        return cosine(progress, 1.0, 1.0, 0.0)
-
-
-class Classification(FrozenProbe):
-    """What the probes of one class an image or clip share; samples of class -1 have no label and do not count."""
-
-    score = "accuracy"
-
-    def build_score(self) -> Metric:
-        """The share of hits."""
-        return MulticlassAccuracy(self.hparams.num_classes, average="micro", ignore_index=UNLABELLED)
-
-    def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy."""
-        return F.cross_entropy(output, label, ignore_index=UNLABELLED)
-
-    def checked(self, label: Tensor) -> Tensor:
-        """Integers `[B]` below the number of classes."""
-        return checked_classes(label, self.hparams.num_classes, 1)
-
-
-def checked_classes(label: Tensor, num_classes: int, ndim: int) -> Tensor:
-    """Labels that are classes, as int64.
-
-    Raises:
-        ValueError: labels of another shape or type, or out of range.
-    """
-    if label.ndim != ndim or label.is_floating_point():
-        wanted = "one class a sample, integers [B]" if ndim == 1 else "maps of classes, integers [B, H, W]"
-        raise ValueError(f"expected {wanted}, got {label.dtype} {list(label.shape)}")
-    if label.numel() and not UNLABELLED <= int(label.min()) <= int(label.max()) < num_classes:
-        raise ValueError(f"labels from {int(label.min())} to {int(label.max())} do not fit num_classes={num_classes}")
-    return label.long()
 
 
 class LinearHead(nn.Module):
@@ -251,7 +48,7 @@ def linear_heads(
     return [kind(count, norm) for count in layers for norm in norms]
 
 
-class LinearProbe(Classification):
+class LinearProbe(OfClasses, Sweep):
     """A linear classifier of the mean of the encoder's tokens, by the sweep of I-JEPA's evaluation.
 
     Heads on the last layer and on the last four, standardised by batch statistics or not, with every learning rate and
@@ -317,7 +114,7 @@ class LinearProbe(Classification):
         )
 
 
-class AttentiveProbe(Classification):
+class AttentiveProbe(OfClasses, Sweep):
     """A classifier of the encoder's tokens with a learned query, by the sweep of V-JEPA 2's evaluation.
 
     AdamW, the rates along half a cosine to zero. V-JEPA has `depth=1`, one rate of 0.001 and a decay of 0.01.
@@ -362,7 +159,7 @@ class AttentiveProbe(Classification):
         return [(f"depth {depth}", lambda: nn.Sequential(AttentivePooler(dim, heads, depth), nn.Linear(dim, classes)))]
 
 
-class SegmentationProbe(FrozenProbe):
+class SegmentationProbe(Sweep):
     """A linear classifier of single tokens, whose maps of logits are scaled up to the pixels.
 
     Args:
@@ -403,26 +200,26 @@ class SegmentationProbe(FrozenProbe):
         dim, classes = self.encoder.embed_dim, self.hparams.num_classes
         return [("tokens", lambda: nn.Sequential(nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, classes)))]
 
-    def outputs(self, head: nn.Module, features: Tensor, label: Tensor) -> Tensor:
+    def answer(self, contender: int, features: Tensor, label: Tensor) -> Tensor:
         """Logits `[B, num_classes, H, W]` of each pixel."""
         rows, columns = self.encoder.grid[0], self.encoder.grid[1]
-        logits = head(features.flatten(0, 1)).unflatten(0, (len(features), rows, columns)).permute(0, 3, 1, 2)
+        logits = (
+            self.heads[contender](features.flatten(0, 1))
+            .unflatten(0, (len(features), rows, columns))
+            .permute(0, 3, 1, 2)
+        )
         return F.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=False)
 
     def build_score(self) -> Metric:
         """Intersection over union of pixels, averaged over the classes."""
         return MulticlassJaccardIndex(self.hparams.num_classes, ignore_index=UNLABELLED)
 
-    def loss(self, output: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy of the pixels."""
-        return F.cross_entropy(output, label, ignore_index=UNLABELLED)
-
     def checked(self, label: Tensor) -> Tensor:
         """Integers `[B, H, W]` below the number of classes."""
         return checked_classes(label, self.hparams.num_classes, 3)
 
 
-class RegressionProbe(FrozenProbe):
+class RegressionProbe(Sweep):
     """A linear regression on the mean of the encoder's tokens: of a position, a count, a distance.
 
     Args:
@@ -468,9 +265,9 @@ class RegressionProbe(FrozenProbe):
         """The share of the variance that is explained, averaged over the outputs."""
         return R2Score()
 
-    def loss(self, output: Tensor, label: Tensor) -> Tensor:
+    def loss(self, answer: Tensor, label: Tensor) -> Tensor:
         """Mean squared error."""
-        return F.mse_loss(output, label)
+        return F.mse_loss(answer, label)
 
     def checked(self, label: Tensor) -> Tensor:
         """The first numbers of each sample, `[B, num_outputs]`."""

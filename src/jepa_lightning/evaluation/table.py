@@ -21,12 +21,11 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from jepa_lightning.callbacks.step import UNLABELLED
 from jepa_lightning.checkpoints import load_encoder
-from jepa_lightning.evaluation.frozen import FrozenEncoder
+from jepa_lightning.evaluation.frozen import Features, FrozenEncoder
 from jepa_lightning.evaluation.held_out import HeldOut, choose
 from jepa_lightning.evaluation.knn import KNNProbe
 from jepa_lightning.evaluation.probes import (
     AttentiveProbe,
-    Features,
     LinearProbe,
     RegressionProbe,
     SegmentationProbe,
