@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -25,9 +24,14 @@ class CrossAttentionBlock(nn.Module):
 
     def forward(self, query: Tensor, x: Tensor) -> Tensor:
         """Query `[B, Q, dim]` and tokens `[B, N, dim]` to `[B, Q, dim]`."""
-        q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(self.norm1(x)).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query = query + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x, q = self.norm1(x), self.q(query).unflatten(-1, (self.num_heads, -1))
+        of_key, of_value = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
+        # q·(W x) = (qW)·x: a few queries are cheaper to project than all tokens, and the weighted mean of values is the
+        # value of the weighted mean. The bias of keys is the same for all tokens, and lost in the softmax.
+        asked = torch.einsum("bqhd,hde->bhqe", q, of_key).flatten(1, 2) * q.shape[-1] ** -0.5
+        means = ((asked @ x.mT).softmax(-1) @ x).unflatten(1, (self.num_heads, -1))
+        read = torch.einsum("bhqe,hde->bqhd", means, of_value) + self.kv.bias.unflatten(0, (2, self.num_heads, -1))[1]
+        query = query + read.flatten(2)
         return query + self.mlp(self.norm2(query))
 
 
