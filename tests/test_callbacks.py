@@ -27,6 +27,7 @@ from jepa_lightning.callbacks import (
     KNNProbe,
     LatentPictures,
     LinearProbe,
+    RegressionProbe,
     Throughput,
 )
 from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_latents
@@ -137,6 +138,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     for watched in (True, False):
         module = tiny(lr=1e-2, momentum=(0.9, 1.0))
         callbacks = [LinearProbe(4), LinearProbe(4, "pixels", source="observation"), KNNProbe(), CollapseMonitor(1)]
+        callbacks.append(RegressionProbe(label="other"))
         callbacks += [LatentPictures(), Throughput(1)]
         pl.seed_everything(5, verbose=False)
         quiet_trainer(
@@ -278,16 +280,48 @@ class FloatLabels(LabelledImages):
         return super().__getitem__(index).image, torch.tensor(0.5)
 
 
+class Placed(LabelledImages):
+    """The label is the place of the square, and a number that only some images have."""
+
+    def __getitem__(self, index: int) -> Any:
+        sample = super().__getitem__(index)
+        rest = [torch.nan, torch.inf] if index % 3 else [0.0, 0.0]
+        return sample.image, torch.tensor([[*divmod(int(sample.label), 2)], rest])
+
+
+def test_regression_against_numpy(tmp_path: Path) -> None:
+    """The first numbers of a label; r2 of the probe's own predictions, worked out by hand."""
+    torch.manual_seed(0)
+    probes = [RegressionProbe(2, "place", lr=0.03), RegressionProbe(1, "row", source="observation")]
+    trainer = quiet_trainer(tmp_path, max_epochs=20, callbacks=probes)
+    module, data = tiny(), Placed(64)
+    trainer.fit(module, loader(data), loader(data))
+    images, labels = (torch.stack(column) for column in zip(*(data[i] for i in range(64)), strict=True))
+    with torch.no_grad():
+        inputs = (module.target_encoder(images).mean(1), images.flatten(1))
+        for probe, read, wanted in zip(probes, inputs, (labels[:, 0], labels[:, 0, :1]), strict=True):
+            errors = (probe.predict(read) - wanted).numpy()
+            r2 = (1 - (errors**2).sum(0) / ((wanted - wanted.mean(0)) ** 2).sum(0).numpy()).mean()
+            assert float(trainer.callback_metrics[f"probe/{probe.name}/r2"]) == pytest.approx(r2, abs=1e-4)
+            assert r2 > 0.5
+
+
 @pytest.mark.parametrize(
     ("probe", "data", "message"),
     [
-        (LinearProbe(4), Bare(), "the probe 'linear' wants the label at the second place of a batch, which has none"),
+        (
+            LinearProbe(4),
+            Bare(),
+            "the probe 'linear': there is no label at the second place in a batch, which has none",
+        ),
         (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "at the second place"),
         (LinearProbe(4, label="colour"), LabelledImages(8), "label colour.* the fields image, label, other"),
-        (LinearProbe(4, label="colour"), Bare(), "wants the label colour"),
+        (LinearProbe(4, label="colour"), Bare(), "there is no label colour"),
         (KNNProbe("mine"), FloatLabels(8), r"the probe 'mine' wants one class an image, integers.*float32 \[8\]"),
         (LinearProbe(4, label="image"), LabelledImages(8), r"float32 \[8, 3, 16, 16\]"),
         (LinearProbe(3), LabelledImages(8), "'linear' has 3 classes, but a label is 3"),
+        (RegressionProbe(3), Placed(8), r"'regression' wants 3 finite numbers .*float32 \[8, 2, 2\] with others"),
+        (RegressionProbe(2), LabelledImages(8), r"'regression' wants 2 finite numbers .*int64 \[8\]"),
     ],
 )
 def test_labels_that_do_not_fit(probe: Any, data: Any, message: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.knn import KNNProbe
 from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
-from jepa_lightning.callbacks.probes import AttentiveProbe, LinearProbe, Probe
+from jepa_lightning.callbacks.probes import AttentiveProbe, LinearProbe, Probe, RegressionProbe
 from jepa_lightning.callbacks.throughput import Throughput
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "LinearProbe",
     "NeighbourPictures",
     "Probe",
+    "RegressionProbe",
     "Throughput",
 ]

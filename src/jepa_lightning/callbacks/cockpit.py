@@ -15,7 +15,7 @@ from jepa_lightning.callbacks.step import predictions
 # Charts of TensorBoard's page "Custom scalars", in the order of the questions; a name is a regular expression.
 LAYOUT = {
     "Is it learning?": {
-        "accuracy of the probes on held-out data": ["Multiline", ["probe/.*/accuracy"]],
+        "accuracy (or share of variance) of the probes on held-out data": ["Multiline", ["probe/.*/(accuracy|r2)"]],
         "loss, and that of a constant prediction: they must stay apart": ["Multiline", ["train/(loss|constant_loss)$"]],
     },
     "Has it collapsed?": {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, R2Score
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from jepa_lightning.callbacks.step import UNLABELLED, label_of, predictions
@@ -133,12 +133,15 @@ class Probe(pl.Callback):
         """The same of the test data."""
         self.on_validation_epoch_end(trainer, pl_module)
 
-    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
+    def _label(self, batch: Any) -> Tensor:
         try:
-            labels = label_of(batch, self.label)
+            return label_of(batch, self.label)
         except ValueError as error:
             raise ValueError(f"the probe {self.name!r}: {error}") from error
+
+    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
+        labels = self._label(batch)
         if labels.ndim not in ((1, 3) if self.dense else (1,)) or labels.is_floating_point():
             raise ValueError(
                 f"the probe {self.name!r} wants one class an image, integers [B]"
@@ -205,16 +208,20 @@ class FittedProbe(Probe):
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """One step of the classifier."""
         head, optimizer = self._trained(trainer, pl_module, inputs.shape[-1])
-        if int(labels.max()) >= self.num_classes:
-            raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
         remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
         for group in optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, 4.0 * remaining)
-        logits = head.train(len(inputs) > 1)(inputs)  # one image has no batch statistics
+        outputs = head.train(len(inputs) > 1)(inputs)  # one image has no batch statistics
         optimizer.zero_grad()
-        losses = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        (losses / (labels != UNLABELLED).sum().clamp(min=1)).backward()
+        self.loss(outputs, labels).backward()
         optimizer.step()
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """What the classifier minimises: the mean cross-entropy of what has a label."""
+        if int(labels.max()) >= self.num_classes:
+            raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
+        losses = F.cross_entropy(outputs, labels, ignore_index=UNLABELLED, reduction="sum")
+        return losses / (labels != UNLABELLED).sum().clamp(min=1)
 
     @property
     def _classes(self) -> int:
@@ -291,6 +298,82 @@ class LinearProbe(FittedProbe):
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""
         return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
+
+
+class RegressionProbe(FittedProbe):
+    """A linear regression on standardised features, trained beside the model at every batch. Logs `r2`.
+
+    For labels that are numbers: where something is, how fast, how many. `r2` is the share of their variance on the
+    validation data that is explained, averaged over the numbers: 1 at best, 0 for their mean.
+
+    Args:
+        num_outputs: the first so many numbers of the flattened label are predicted.
+        name: the probe's tags are `probe/<name>/<metric>`.
+        label: the field of the batch that holds the numbers `[B, ...]`; the batch's second item without.
+        source: `features`, or `observation` for the raw input.
+        lr: learning rate of the probe's own AdamW; it falls to zero with the training's.
+    """
+
+    def __init__(
+        self,
+        num_outputs: int = 1,
+        name: str = "regression",
+        label: str | None = None,
+        source: Source = "features",
+        lr: float = 3e-3,
+    ) -> None:
+        super().__init__(num_outputs, name, label, source, lr)
+        self._r2 = R2Score()
+
+    def build_head(self, pl_module: Any, width: int) -> nn.Module:
+        """Standardisation by running statistics, and one layer."""
+        return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error."""
+        return F.mse_loss(outputs, labels)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The numbers of each input, `[B, num_outputs]`."""
+        assert self._head is not None, "the probe has not seen a training batch"
+        outputs: Tensor = self._head.eval()(inputs)
+        return outputs
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last validation."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._r2.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add up the errors on held-out images."""
+        if not trainer.sanity_checking and self._fitted:
+            inputs, labels = self._read(pl_module, outputs, batch)
+            self._r2.update(self.predict(inputs), labels)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what is explained of the validation data of all processes."""
+        if not trainer.sanity_checking and self._fitted:
+            pl_module.log(f"probe/{self.name}/r2", self._r2.compute(), prog_bar=True)
+
+    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """The inputs `[B, D]` and the numbers `[B, num_outputs]` of a batch."""
+        labels = self._label(batch)
+        numbers = labels.reshape(len(labels), -1)[:, : self.num_classes].float()
+        if numbers.shape[1] < self.num_classes or not numbers.isfinite().all():
+            raise ValueError(
+                f"the probe {self.name!r} wants {self.num_classes} finite numbers an image, the first of a label, got "
+                f"{labels.dtype} {list(labels.shape)}" + ("" if numbers.isfinite().all() else " with others")
+            )
+        inputs = batch[0] if self.source == "observation" else predictions(outputs)[0].features
+        return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), numbers
 
 
 class AttentiveProbe(FittedProbe):
