@@ -1,10 +1,14 @@
 """What several test files share: a tiny module's options, a quiet Trainer, and data that need no disk."""
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -71,6 +75,24 @@ def loader(data: Tensor | Dataset[Any], batch_size: int = 8) -> DataLoader[Any]:
     """Batches in a fixed order; a bare tensor's are tuples of one tensor."""
     dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
     return DataLoader(dataset, batch_size)
+
+
+def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
+    """What `function(rank, folder, *arguments)` gives in each of two gloo processes: tensors and plain values."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_of_two, (port, function, folder, arguments), nprocs=2)
+    return [torch.load(folder / f"rank {rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _one_of_two(rank: int, port: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.save(function(rank, folder, *arguments), folder / f"rank {rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 # --- Video -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
-"""Metrics, probes, monitors and pictures; and a training in two processes."""
+"""Probes, monitors and pictures; and a training in two processes."""
 
 import io
-import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from helpers import TINY, Labelled, LabelledImages, loader, quiet_trainer, random_images
+from helpers import TINY, Labelled, LabelledImages, in_two_processes, loader, quiet_trainer, random_images
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import MetricCollection
 
 from jepa_lightning import IJEPA, ShapesDataModule
 from jepa_lightning.callbacks import (
@@ -32,10 +28,7 @@ from jepa_lightning.callbacks import (
 )
 from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_latents
 from jepa_lightning.masking import Masks, MultiBlockMasking
-from jepa_lightning.metrics import FeatureStd, MeanCosine, RankMe, feature_std, mean_cosine, moments, rankme
 from jepa_lightning.networks import gather_tokens
-
-# --- Metrics ---------------------------------------------------------------------------------------------------------
 
 
 def numpy_rankme(z: np.ndarray) -> float:
@@ -50,62 +43,7 @@ def brute_cosine(z: np.ndarray) -> float:
     return float(np.mean(pairs))
 
 
-REFERENCES = {
-    "rankme": (rankme, RankMe, numpy_rankme),
-    "std": (feature_std, FeatureStd, lambda z: float(z.std(0).mean())),
-    "cosine": (mean_cosine, MeanCosine, brute_cosine),
-}
-SAMPLES = {
-    "gaussian": np.random.default_rng(0).normal(size=(40, 12)),
-    "offset": np.random.default_rng(1).normal(size=(40, 12)) + 3,
-    "fewer than features": np.random.default_rng(2).normal(size=(5, 12)),
-    "low rank": np.random.default_rng(3).normal(size=(40, 2)) @ np.random.default_rng(4).normal(size=(2, 12)),
-    "tiny": 1e-6 * np.random.default_rng(5).normal(size=(40, 12)),
-}
-
-
-@pytest.mark.parametrize("sample", SAMPLES)
-@pytest.mark.parametrize("name", REFERENCES)
-def test_metrics_against_numpy(name: str, sample: str) -> None:
-    """The function, the function of several sets at once, and the class fed in pieces of uneven size."""
-    function, metric_class, reference = REFERENCES[name]
-    z = SAMPLES[sample]
-    expected = pytest.approx(reference(z), rel=1e-5, abs=1e-12)
-    assert float(function(moments(torch.tensor(z)))) == expected
-    stacked = function(moments(torch.tensor(np.stack([z, z[::-1] * 2.0]))))
-    assert [float(value) for value in stacked] == [expected, pytest.approx(reference(z * 2.0), rel=1e-5, abs=1e-12)]
-    metric = metric_class(12)
-    for part in torch.tensor(z).split([1, 3, len(z) - 4]):
-        metric.update(part)
-    assert float(metric.compute()) == expected
-    metric.reset()
-    metric.update(torch.tensor(z[:3]))
-    assert float(metric.compute()) == pytest.approx(reference(z[:3]), rel=1e-5, abs=1e-12)
-
-
-def test_rankme_oracles() -> None:
-    gauss = torch.randn(2048, 384, generator=torch.Generator().manual_seed(0))
-    assert float(rankme(moments(gauss))) == pytest.approx(374.6, abs=0.3)
-    assert float(rankme(moments(gauss + 3))) == pytest.approx(248.6, abs=1.5)
-    assert float(rankme(moments(torch.randn(2048, 1) @ torch.randn(1, 384)))) == pytest.approx(1.0007, abs=2e-4)
-    few = float(rankme(moments(gauss[:20])))
-    assert 19.5 < few < 20.1
-
-
-def test_metrics_of_degenerate_input() -> None:
-    zeros, one = moments(torch.zeros(6, 4)), moments(torch.randn(1, 4))
-    assert float(rankme(zeros)) == 0.0
-    assert float(feature_std(zeros)) == 0.0
-    assert float(rankme(one)) == pytest.approx(1.0, abs=1e-4)
-    assert float(feature_std(one)) == pytest.approx(0.0, abs=1e-9)
-    assert torch.isnan(mean_cosine(one))
-    # In half precision all sums are still those of float64.
-    z = torch.randn(4096, 8).bfloat16()
-    assert float(feature_std(moments(z))) == pytest.approx(float(feature_std(moments(z.double()))), rel=1e-12)
-    with pytest.raises(ValueError, match=r"expected embeddings \[N, 4\], got \[2, 3, 4\]"):
-        RankMe(4).update(torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match=r"\[\.\.\., N, D\], got \[4\]"):
-        moments(torch.zeros(4))
+REFERENCES = {"rankme": numpy_rankme, "std": lambda z: float(z.std(0).mean()), "cosine": brute_cosine}
 
 
 # --- Probes ----------------------------------------------------------------------------------------------------------
@@ -345,7 +283,8 @@ def test_probes_resume(tmp_path: Path) -> None:
     """From a checkpoint in the middle, probes end where those of the whole run do."""
 
     def run(ckpt_path: str | None) -> tuple[list[Any], dict[str, Tensor]]:
-        probes = [LinearProbe(3, label="other"), LinearProbe(4, "pixels", source="observation"), KNNProbe(bank_size=20)]
+        probes = [LinearProbe(3, label="other"), LinearProbe(4, "pixels", source="observation")]
+        probes += [RegressionProbe(label="other"), KNNProbe(bank_size=20)]
         saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
         module = tiny()
         pl.seed_everything(1, verbose=False)
@@ -355,12 +294,12 @@ def test_probes_resume(tmp_path: Path) -> None:
 
     whole, metrics = run(None)
     resumed, resumed_metrics = run(str(tmp_path / "epoch=1.ckpt"))
-    for a, b in zip(whole[:2], resumed[:2], strict=True):
+    for a, b in zip(whole[:3], resumed[:3], strict=True):
         assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
-    assert torch.equal(whole[2]["inputs"], resumed[2]["inputs"])
-    assert whole[2]["next"] == resumed[2]["next"]
-    for name in ("linear", "pixels", "knn"):
-        assert metrics[f"probe/{name}/accuracy"] == resumed_metrics[f"probe/{name}/accuracy"]
+    assert torch.equal(whole[3]["inputs"], resumed[3]["inputs"])
+    assert whole[3]["next"] == resumed[3]["next"]
+    for name in ("linear/accuracy", "pixels/accuracy", "regression/r2", "knn/accuracy"):
+        assert metrics[f"probe/{name}"] == resumed_metrics[f"probe/{name}"]
 
 
 def test_probes_validate_a_checkpoint(tmp_path: Path) -> None:
@@ -401,7 +340,7 @@ def test_collapse_monitor_against_numpy(tmp_path: Path) -> None:
     }
     for branch, tokens in branches.items():
         images = torch.cat(tokens).mean(1).double().numpy()
-        for name, (_, _, reference) in REFERENCES.items():
+        for name, reference in REFERENCES.items():
             assert float(logged[f"collapse/{branch}/{name}"]) == pytest.approx(reference(images), rel=1e-3, abs=1e-5)
             per_image = [reference(z) for z in tokens[-1][:8].double().numpy()]
             found = float(logged[f"collapse/{branch}/token_{name}"])
@@ -550,17 +489,10 @@ class PlainSteps(IJEPA):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
-def two_processes(rank: int, port: int, folder: str) -> None:
-    """One of two ranks: metrics over halves of the samples, then a training; what came of it goes into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    metrics = MetricCollection({name: metric(12) for name, (_, metric, _) in REFERENCES.items()})
-    z = torch.tensor(SAMPLES["offset"])
-    for part in z[:30].split(7) if rank == 0 else z[30:].split(4):
-        metrics.update(part)
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+    """One of two ranks of a training: what came of it."""
     record = Record()
-    probes = [LinearProbe(4), KNNProbe(label="other", k=3)]
+    probes = [LinearProbe(4), RegressionProbe(label="other"), KNNProbe(label="other", k=3)]
     torch.manual_seed(rank)  # ranks that start apart are brought together
     module = PlainSteps(**TINY, momentum=(0.5, 0.5))
     pl.seed_everything(11, verbose=False)
@@ -569,7 +501,6 @@ def two_processes(rank: int, port: int, folder: str) -> None:
     )
     trainer.fit(module, loader(LabelledImages(32), 4), loader(Later(10), 4))
     result = {
-        "metrics": {name: float(value) for name, value in metrics.compute().items()},
         "module": module.state_dict(),
         "students": record.students,
         "masks": [tuple(outputs["masks"]) for outputs, _ in record.train],
@@ -578,37 +509,27 @@ def two_processes(rank: int, port: int, folder: str) -> None:
         "labels": [batch.other for _, batch in record.train],
         "val_features": [outputs["latents"].features for outputs, _ in record.val],
         "val_labels": [batch.other for _, batch in record.val],
-        "head": probes[0].state_dict()["head"],
+        "heads": [probe.state_dict()["head"] for probe in probes[:2]],
         "logged": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def test_metrics_over_two_processes(ranks: list[dict[str, Any]]) -> None:
-    for name, (_, _, reference) in REFERENCES.items():
-        expected = reference(SAMPLES["offset"])
-        assert [rank["metrics"][name] for rank in ranks] == [pytest.approx(expected, rel=1e-5)] * 2
+    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
 
 
 def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     """The ranks agree on everything but their masks, and do together what one process does with both batches."""
     a, b = ranks
     assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
-    assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
+    for mine, theirs in zip(a["heads"], b["heads"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert len(a["masks"]) == len(b["masks"]) == 8
     assert not any(torch.equal(mine[0], theirs[0]) for mine, theirs in zip(a["masks"], b["masks"], strict=True))
-    for name in ("probe/linear/accuracy", "probe/knn/accuracy", "val/loss", *TAGS, "train/constant_loss"):
+    probed = ("probe/linear/accuracy", "probe/regression/r2", "probe/knn/accuracy")
+    for name in (*probed, "val/loss", *TAGS, "train/constant_loss"):
         assert a["logged"][name] == pytest.approx(b["logged"][name], rel=1e-6), name
     # The neighbours of an image are looked for in the banks of both ranks, and the hits of both count.
     bank, queries = (
@@ -621,6 +542,10 @@ def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     )
     assert len(queries) == 10
     assert a["logged"]["probe/knn/accuracy"] == pytest.approx(knn_hits(bank, labels, queries, truth, 3, 0.07) / 10)
+    mean, var, _, weight, bias = (value.double().numpy() for value in a["heads"][1].values())
+    errors = ((queries - mean) / np.sqrt(var + 1e-5)) @ weight[0] + bias - truth
+    r2 = 1 - (errors**2).mean() / truth.var()
+    assert a["logged"]["probe/regression/r2"] == pytest.approx(r2, abs=1e-4)
     features = np.concatenate([tokens.mean(1) for rank in ranks for tokens in rank["features"][4:]])
     assert a["logged"]["collapse/target/rankme"] == pytest.approx(numpy_rankme(features), rel=1e-3)
 

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import os
-import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +12,19 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from fake_data import write_images, write_shard, write_video
-from helpers import TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_clips, random_images
+from helpers import (
+    TINY,
+    TINY_VIDEO,
+    LabelledImages,
+    eager,
+    in_two_processes,
+    loader,
+    quiet_trainer,
+    random_clips,
+    random_images,
+)
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -798,12 +805,9 @@ def test_splits_that_do_not_fit(tmp_path: Path) -> None:
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-def two_processes(rank: int, port: int, folder: str, encoder: str) -> None:
-    """One of two ranks, whose generators differ; what came of the probes goes into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
+def two_processes(rank: int, folder: Path, encoder: str) -> dict[str, Any]:
+    """One of two ranks, whose generators differ; what came of the probes."""
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     result = {}
     for name, probe in both(encoder).items():
         torch.manual_seed(rank)
@@ -817,9 +821,8 @@ def two_processes(rank: int, port: int, folder: str, encoder: str) -> None:
             "logged": trained | tested,
             "train": [batch[0] for batch in seen.train],
         }
-        trainer.save_checkpoint(Path(folder) / f"{name}.ckpt")
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+        trainer.save_checkpoint(folder / f"{name}.ckpt")
+    return result
 
 
 def both(encoder: str) -> dict[str, Any]:
@@ -831,11 +834,7 @@ def both(encoder: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory, images: str) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder), images), nprocs=2)
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, in_two_processes(two_processes, folder, images)
 
 
 @pytest.mark.parametrize("name", ["linear", "knn"])

@@ -1,7 +1,5 @@
 """LiDAR of held-out images under masks: against the formula, over two processes, and with no trace in the training."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +7,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from helpers import TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_clips, random_images
+from helpers import (
+    TINY,
+    TINY_VIDEO,
+    LabelledImages,
+    eager,
+    in_two_processes,
+    loader,
+    quiet_trainer,
+    random_clips,
+    random_images,
+)
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -274,28 +281,20 @@ def test_rejected_options() -> None:
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-def two_processes(rank: int, port: int, folder: str) -> None:
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     """One of two ranks: a validation of 25 images, of which 11 are asked for, and one that has collapsed."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     found = {}
     for name, module in (("alive", eager(IJEPA(**TINY))), ("dead", CollapsedToPlaces(**TINY))):
         trainer = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[LiDARMonitor(11, 3)])
         trainer.validate(module, loader(random_images(25), 4), verbose=False)
         found[name] = lidars(trainer)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+    return found
 
 
 def test_two_processes(tmp_path: Path) -> None:
     """The images of both, six of each: the even and the odd of the first twelve, under the same masks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = in_two_processes(two_processes, tmp_path)
     assert first == second
     views = by_hand(made("ijepa"), random_images(25)[:12], 3)
     for branch in BRANCHES:

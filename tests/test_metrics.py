@@ -1,9 +1,7 @@
 """Metrics of embeddings: against raw data, closed forms and brute force, and in two processes."""
 
 import math
-import os
 import pickle
-import socket
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from helpers import in_two_processes
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -739,11 +737,8 @@ def test_errors_say_what_was_expected() -> None:
 SPLIT = {"offset": 30, "a spectrum": 35}
 
 
-def two_processes(rank: int, port: int, folder: str) -> None:
-    """One of two ranks with its part of the samples, in batches of its own; all values go into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+    """One of two ranks with its part of the samples, in batches of its own."""
     result: dict[str, Any] = {}
     collection = MetricCollection({name: make(WIDTH) for name, make in CLASSES.items()})
     for sample, at in SPLIT.items():
@@ -767,19 +762,12 @@ def two_processes(rank: int, port: int, folder: str) -> None:
         if rank == 0:
             metric.update(EMBEDDINGS["offset"])
         result[f"idle {name}"] = computed(metric, name)
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", MOMENTS | SAMPLES)

@@ -1,8 +1,6 @@
 """VICReg and SIGReg against lightly, numpy and closed forms, in one process and in two; and C-JEPA."""
 
 import itertools
-import os
-import socket
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,9 +8,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import TINY, loader, quiet_trainer, random_images
+from helpers import TINY, in_two_processes, loader, quiet_trainer, random_images
 from lightly.loss import VICRegLoss, lejepa_loss
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -531,7 +528,7 @@ TRAININGS: dict[str, tuple[type[IJEPA], dict[str, Any]]] = {
 }
 
 
-def train(name: str, folder: str, rank: int, ranks: int) -> IJEPA:
+def train(name: str, folder: Path, rank: int, ranks: int) -> IJEPA:
     """Two steps with the rank's part of two batches."""
     module_class, options = TRAININGS[name]
     module = tiny(module_class, momentum=(0.5, 0.5), **options)
@@ -557,11 +554,8 @@ def test_resume_goes_on_with_the_directions(tmp_path: Path) -> None:
     assert all(torch.equal(torch.as_tensor(whole[name]), torch.as_tensor(restarted[name])) for name in whole)
 
 
-def two_processes(rank: int, port: int, folder: str) -> None:
-    """One of two ranks: the regularisers of a network's embeddings, then trainings; all results go into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+    """One of two ranks: the regularisers of a network's embeddings, then trainings."""
     result: dict[str, Any] = {}
     for name, samples in SAMPLES.items():
         network, z, loss = embedded(name, samples.split(SIZES[name], 1)[rank], parallel=True)
@@ -572,18 +566,12 @@ def two_processes(rank: int, port: int, folder: str) -> None:
     result["directions"] = sigreg.directions(gaussian(4, 3, seed=rank))
     for name in TRAININGS:
         result[name] = train(name, folder, rank, 2).state_dict()
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -615,7 +603,7 @@ def test_directions_of_two_ranks(ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_training_in_two_processes(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
     """Halves of a batch in two ranks make the steps of the whole batch in one."""
-    one = train(name, str(tmp_path), 0, 1).state_dict()
+    one = train(name, tmp_path, 0, 1).state_dict()
     for rank in ranks:
         assert rank[name].keys() == one.keys()
         for key, value in one.items():

@@ -59,7 +59,7 @@ class Probe(pl.Callback):
 
     @abstractmethod
     def predict(self, inputs: Tensor) -> Tensor:
-        """The classes `[B]` of inputs `[B, D]`."""
+        """The answers to inputs `[B, D]`: classes `[B]`."""
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the probe reads of the tokens `[B, N, D]` of an image: their mean, `[B, D]`."""
@@ -83,8 +83,7 @@ class Probe(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation."""
-        self._accuracy.to(pl_module.device).reset()
-        self._overlap = None
+        self.reset(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -95,23 +94,34 @@ class Probe(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the hits on held-out images (a sanity check before the first step has nothing to count)."""
+        """Score the answers on held-out images (a sanity check before the first step has nothing to score)."""
         if not trainer.sanity_checking and self._fitted:
             inputs, labels = self._read(pl_module, outputs, batch)
-            predicted = self.predict(inputs)
-            self._accuracy.update((predicted == labels)[labels != UNLABELLED].float())
-            if len(labels) > len(batch[0]):
-                if self._overlap is None:  # with one class more, for labels that the probe has never seen
-                    self._overlap = MulticlassJaccardIndex(self._classes + 1, ignore_index=UNLABELLED)
-                    self._overlap.to(pl_module.device)
-                self._overlap.update(predicted, labels.clamp(max=self._classes))
+            self.score(self.predict(inputs), labels, dense=len(labels) > len(batch[0]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the accuracy over the validation data of all processes."""
+        """Log the scores over the validation data of all processes."""
         if not trainer.sanity_checking and self._fitted:
-            pl_module.log(f"probe/{self.name}/accuracy", self._accuracy.compute(), prog_bar=True)
-            if self._overlap is not None:
-                pl_module.log(f"probe/{self.name}/miou", self._overlap.compute())
+            for name, value in self.scores().items():
+                pl_module.log(f"probe/{self.name}/{name}", value, prog_bar=name != "miou")
+
+    def reset(self, device: torch.device) -> None:
+        """Forget the scores."""
+        self._accuracy.to(device).reset()
+        self._overlap = None
+
+    def score(self, predicted: Tensor, labels: Tensor, dense: bool) -> None:
+        """Count the hits of predicted classes `[B]`."""
+        self._accuracy.update((predicted == labels)[labels != UNLABELLED].float())
+        if dense:
+            if self._overlap is None:  # with one class more, for labels that the probe has never seen
+                self._overlap = MulticlassJaccardIndex(self._classes + 1, ignore_index=UNLABELLED).to(labels.device)
+            self._overlap.update(predicted, labels.clamp(max=self._classes))
+
+    def scores(self) -> dict[str, Tensor]:
+        """The scores by name, over all processes."""
+        overlap = {} if self._overlap is None else {"miou": self._overlap.compute()}
+        return {"accuracy": self._accuracy.compute(), **overlap}
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same of the test data."""
@@ -339,29 +349,17 @@ class RegressionProbe(FittedProbe):
         outputs: Tensor = self._head.eval()(inputs)
         return outputs
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last validation."""
-        super().on_validation_epoch_start(trainer, pl_module)
-        self._r2.to(pl_module.device).reset()
+    def reset(self, device: torch.device) -> None:
+        """Forget the errors."""
+        self._r2.to(device).reset()
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Add up the errors on held-out images."""
-        if not trainer.sanity_checking and self._fitted:
-            inputs, labels = self._read(pl_module, outputs, batch)
-            self._r2.update(self.predict(inputs), labels)
+    def score(self, predicted: Tensor, labels: Tensor, dense: bool) -> None:
+        """Add up the errors of predicted numbers `[B, num_outputs]`."""
+        self._r2.update(predicted, labels)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log what is explained of the validation data of all processes."""
-        if not trainer.sanity_checking and self._fitted:
-            pl_module.log(f"probe/{self.name}/r2", self._r2.compute(), prog_bar=True)
+    def scores(self) -> dict[str, Tensor]:
+        """What is explained of the variance, over all processes."""
+        return {"r2": self._r2.compute()}
 
     def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """The inputs `[B, D]` and the numbers `[B, num_outputs]` of a batch."""
