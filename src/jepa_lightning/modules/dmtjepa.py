@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from jepa_lightning.masking import Masks
 from jepa_lightning.modules.ijepa import IJEPA
@@ -51,6 +52,14 @@ class DMTJEPA(IJEPA):
         encoder = self.context_encoder
         self.context_head = LocalAggregation(encoder.grid, encoder.embed_dim, self.hparams.num_heads, num_neighbours)
         self.target_head = self.build_teacher(self.context_head)
+
+    def configure_model(self) -> None:
+        """Tell a strategy that shards what of the heads is called."""
+        super().configure_model()
+        for head in (self.context_head, self.target_head):
+            if isinstance(head, FSDPModule):
+                for method in ("neighbourhoods", "context", "summary"):
+                    register_fsdp_forward_method(head, method)
 
     def targets(self, features: Tensor) -> Tensor:
         """The aggregate of each token's masked semantic neighbours, `[B, N, D]`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
@@ -19,6 +20,7 @@ from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.checkpoints import load_networks, read_networks
 from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.regularizer import Regularizer
+from jepa_lightning.networks.sharding import recompute_activations, shard
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
 
 
@@ -46,6 +48,8 @@ class JEPA(pl.LightningModule):
             `Regularizer`, such as `{"sigreg": {"weight": 0.05}}`.
         weights: a checkpoint (official or ours) whose networks this training starts from; read when the fit starts
             and only then, so that a checkpoint of the run itself needs no other file.
+        recompute_activations: keep of every block of encoder and predictor its input only, and compute the rest again
+            in the backward pass: a third more computation, for memory that no longer grows with the number of blocks.
 
     Raises:
         ValueError: a value out of its range.
@@ -69,6 +73,7 @@ class JEPA(pl.LightningModule):
         stretch: float = 1.0,
         regularizers: dict[str, dict[str, Any]] | None = None,
         weights: str | None = None,
+        recompute_activations: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -79,7 +84,10 @@ class JEPA(pl.LightningModule):
         if stretch < 1:
             raise ValueError(f"schedules can be stretched, by 1 or more, but not shrunk: got stretch={stretch}")
         self.save_hyperparameters()
-        self.stretch = stretch  # not of `hparams`, where a method has no such option of its own
+        # Not of `hparams`, where a method has no such option of its own.
+        self.stretch = stretch
+        self.recompute_activations = recompute_activations
+        self._generators: dict[str, Tensor] = {}  # states to go on with
         self.context_encoder = self.build_encoder()
         self.target_encoder = self.build_teacher(self.context_encoder)
         self.masking = self.build_masking()
@@ -177,7 +185,10 @@ class JEPA(pl.LightningModule):
         return self.context_encoder.grid
 
     def draw_masks(self, batch_size: int, batch_idx: int, grid: Sequence[int] | None = None) -> Any:
-        """The masks of a batch: a function of seed, epoch, batch and rank, so that a resumed run draws the same.
+        """The masks of a batch: a function of seed, epoch and batch, so that a resumed run draws the same.
+
+        They are drawn for the batches of all processes at once, and each process takes those of its own samples, every
+        W-th of W processes: so the masks of a sample do not depend on the number of processes.
 
         Args:
             batch_size: number of observations.
@@ -185,9 +196,11 @@ class JEPA(pl.LightningModule):
             grid: of their tokens; the encoder's by default.
         """
         epoch = self.current_epoch if self.training else -1
-        seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank)) % 2**63
+        ranks = 1 if self._trainer is None else self._trainer.world_size
+        seed = hash((torch.initial_seed(), epoch, batch_idx, 0)) % 2**63  # zero once was the rank: runs keep their masks
         generator = Generator(self.device).manual_seed(seed)
-        return self.masking(batch_size, grid or self.context_encoder.grid, generator=generator)
+        masks = self.masking(ranks * batch_size, grid or self.context_encoder.grid, generator=generator)
+        return masks if ranks == 1 else _every(ranks, masks, start=self.global_rank)
 
     def train(self, mode: bool = True) -> JEPA:
         """Put all but the teachers into training mode: a target encoder with dropout would aim at noise."""
@@ -209,6 +222,9 @@ class JEPA(pl.LightningModule):
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=hparams.lr,
+            # One kernel for all tensors. With a gradient scaler it would take over the unscaling, too, which comes too
+            # late for gradients to be clipped.
+            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
         )
         # The official counter is advanced before the step that uses it: the first step is number one.
         scheduler = ScheduledOptions(
@@ -231,12 +247,64 @@ class JEPA(pl.LightningModule):
             return []
         return [EMATargetEncoder(self.hparams.momentum, self.stretch)]
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""
-        # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        if self.hparams.weights is not None and self.trainer.ckpt_path is None:
+        if stage == "fit" and self.hparams.weights is not None and self.trainer.ckpt_path is None:
             load_networks(self, read_networks(self.hparams.weights))
+
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy is `ModelParallelStrategy` (FSDP2), the teachers as their students.
+
+        Raises:
+            ValueError: a strategy that is to split single layers too.
+        """
+        if self.recompute_activations:
+            for network in (self.context_encoder, self.predictor):
+                recompute_activations(network)
+        if self.device_mesh is None:
+            return
+        if self.device_mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                f"the networks are sharded, but not split within layers: give ModelParallelStrategy "
+                f"tensor_parallel_size=1, not {self.device_mesh['tensor_parallel'].size()}"
+            )
+        shard(self, self.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the states of torch's default generators, which dropout draws from.
+
+        They are those of the first process, and of all where `seed_everything` has seeded them alike.
+        """
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            states[self.device.type] = torch.get_device_module(self.device).get_rng_state()
+        checkpoint["generators"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the states of the generators of a training that is resumed."""
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._generators = checkpoint.get("generators", {})
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go on with these states: no sooner, as the making of a loader draws from the generators, too."""
+        if "cpu" in self._generators:
+            torch.set_rng_state(self._generators["cpu"])
+        if self.device.type in self._generators and self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(self._generators[self.device.type])
+        self._generators = {}
+
+    def on_fit_start(self) -> None:
+        """Keep quiet about what is as it should be."""
+        # Lightning warns of modules in evaluation mode, which a teacher is in.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+
+
+def _every(step: int, masks: Any, start: int) -> Any:
+    """The masks of every so many samples, of whatever kinds: tensors in (lists of) named tuples."""
+    if isinstance(masks, Tensor):
+        return masks[start::step]
+    parts = [_every(step, part, start) for part in masks]
+    return parts if isinstance(masks, list) else type(masks)(*parts)
 
 
 def _unknown_options(module: type, unknown: list[str]) -> str:

@@ -46,6 +46,7 @@ class LeJEPA(JEPA):
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
         weights: a checkpoint of this method whose networks this training starts from.
+        recompute_activations: of the encoder's blocks, see `JEPA`.
 
     Raises:
         ValueError: a value out of its range.
@@ -77,10 +78,13 @@ class LeJEPA(JEPA):
         warmup: float = 0.1,
         weight_decay: tuple[float, float] = (0.05, 0.05),
         weights: str | None = None,
+        recompute_activations: bool = False,
     ) -> None:
         if not 0 <= sigreg_weight <= 1:
             raise ValueError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
-        super().__init__(lr, start_lr, final_lr, warmup, weight_decay, weights=weights)
+        super().__init__(
+            lr, start_lr, final_lr, warmup, weight_decay, weights=weights, recompute_activations=recompute_activations
+        )
         self.sigreg = SIGReg(num_slices)
 
     def build_encoder(self) -> nn.Module:

@@ -1,0 +1,192 @@
+"""Sharded networks, recomputed activations, accumulation, clipping and mixed precision, with every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import (
+    TINY,
+    TINY_VIDEO,
+    LabelledImages,
+    eager,
+    in_two_processes,
+    loader,
+    quiet_trainer,
+    random_clips,
+    random_images,
+)
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning.callbacks import CollapseMonitor, KNNProbe, LinearProbe
+from jepa_lightning.modules import JEPA
+
+VIEWS = {"num_global": 2, "num_local": 1, "local_size": 8, "num_slices": 8, "projector": (12, 8)}
+VIEWS |= {name: TINY[name] for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "warmup")}
+SIGREG = {"sigreg": {"weight": 0.1, "projector": [8], "num_slices": 8}}
+METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
+    "I-JEPA": (IJEPA, TINY),
+    "I-JEPA with SIGReg": (IJEPA, TINY | {"regularizers": SIGREG}),
+    "C-JEPA": (CJEPA, TINY | {"beta": 0.1, "projector": (12, 8)}),
+    "DMT-JEPA": (DMTJEPA, TINY),
+    "LeJEPA": (LeJEPA, VIEWS),
+    "V-JEPA": (VJEPA, TINY_VIDEO),
+    "V-JEPA 2": (VJEPA2, TINY_VIDEO),
+}
+
+
+def made(name: str, **options: Any) -> Any:
+    """A method with plain gradient steps, which do not blow up rounding errors as Adam's do."""
+    base, tiny = METHODS[name]
+    momentum = {} if base is LeJEPA else {"momentum": (0.5, 0.5)}
+
+    class PlainSteps(base):  # type: ignore[misc, valid-type]
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+    torch.manual_seed(0)
+    return eager(PlainSteps(**tiny | momentum | options))
+
+
+def data(name: str, number: int = 16) -> Tensor:
+    return random_clips(number) if name.startswith("V-JEPA") else random_images(number)
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+def fit(name: str, folder: Path, strategy: Any, **options: Any) -> tuple[dict[str, Tensor], dict[str, float], bool]:
+    """The weights that a rank ends with after two steps and what it logs; whether its parameters are parts only."""
+    module = made(name, **options)
+    monitor = CollapseMonitor(2)
+    trainer = quiet_trainer(
+        folder, devices=2, strategy=strategy, max_epochs=2, callbacks=[monitor], gradient_clip_val=0.5
+    )
+    trainer.fit(module, loader(data(name, 8), 4))
+    sharded = all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    return saved, {tag: float(value) for tag, value in trainer.callback_metrics.items()}, sharded
+
+
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+    """Every method with whole networks and with sharded ones, and once from the sharded checkpoint on."""
+    result: dict[str, Any] = {}
+    for name in METHODS:
+        sharding = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+        for kind, strategy in (("whole", "ddp"), ("sharded", ModelParallelStrategy(**sharding))):  # type: ignore[arg-type]
+            weights, logged, parts = fit(name, folder, strategy)
+            result[f"{name}, {kind}"] = {"weights": weights, "logged": logged, "parts": parts}
+    weights, _, _ = fit("I-JEPA", folder, ModelParallelStrategy(**sharding), recompute_activations=True)  # type: ignore[arg-type]
+    result["recomputed"] = weights
+    return result
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sharded_networks_train_as_whole_ones(name: str, ranks: list[dict[str, Any]]) -> None:
+    """Weights, teacher and all that is logged, under FSDP2 as under DDP; and the checkpoint is an ordinary one."""
+    for rank in ranks:
+        whole, sharded = (rank[f"{name}, {kind}"] for kind in ("whole", "sharded"))
+        assert sharded["parts"]
+        assert not whole["parts"]
+        assert sharded["weights"].keys() == whole["weights"].keys()
+        for key, value in whole["weights"].items():
+            got, expected = torch.as_tensor(sharded["weights"][key]), torch.as_tensor(value)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        assert sharded["logged"].keys() == whole["logged"].keys()
+        for tag, value in whole["logged"].items():
+            assert sharded["logged"][tag] == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True), tag
+    made(name).load_state_dict(ranks[0][f"{name}, sharded"]["weights"])
+
+
+def test_sharded_and_recomputed(ranks: list[dict[str, Any]]) -> None:
+    expected = ranks[0]["I-JEPA, whole"]["weights"]
+    assert ranks[0]["recomputed"].keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(ranks[0]["recomputed"][key], value, rtol=1e-4, atol=1e-6)
+
+
+# --- One process -----------------------------------------------------------------------------------------------------
+
+
+class Kept(pl.Callback):
+    """Bytes that the forward passes of a training keep for the backward ones."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        self.bytes += tensor.nbytes
+        return tensor
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._hooks.__enter__()
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._hooks.__exit__()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recomputed_activations(name: str, tmp_path: Path) -> None:
+    """Half of the memory or less for a network of eight blocks, and the same weights in the end."""
+    ends, kept = [], []
+    for recomputed in (False, True):
+        counter = Kept()
+        module = made(name, recompute_activations=recomputed, depth=8)
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[counter])
+        trainer.fit(module, loader(data(name, 8), 8))
+        trainer.validate(module, loader(data(name, 8), 8), verbose=False)
+        ends.append(module.state_dict())
+        kept.append(counter.bytes)
+    assert 0 < kept[1] < 0.5 * kept[0]
+    assert ends[0].keys() == ends[1].keys()
+    for key, value in ends[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(ends[1][key])), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_accumulated_gradients(name: str, tmp_path: Path) -> None:
+    """Two halves of a batch make the step of the whole, where the loss is a mean over images."""
+    module, reference = made(name), made(name)
+    means = name not in ("I-JEPA with SIGReg", "C-JEPA", "LeJEPA")  # whose statistics are those of a batch
+    masks = module.masking(8, module.grid(data(name)), generator=torch.Generator().manual_seed(1))
+
+    def drawn(batch_size: int, batch_idx: int, grid: Any = None) -> Any:
+        part = slice(batch_idx * batch_size, (batch_idx + 1) * batch_size)
+        of = [type(kind)(*(each[part] for each in kind)) for kind in (masks if isinstance(masks, list) else [masks])]
+        return of if isinstance(masks, list) else of[0]
+
+    for each, size in ((module, 4), (reference, 8)):
+        each.draw_masks = drawn
+        trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=8 // size, gradient_clip_val=0.1)
+        trainer.fit(each, loader(data(name, 8), size))
+        assert trainer.global_step == 1
+    for key, value in reference.state_dict().items():
+        if means and value.is_floating_point():
+            torch.testing.assert_close(module.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_precision(name: str, tmp_path: Path) -> None:
+    """Weights and teacher stay in single precision, and the loss is the same to three digits or so."""
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        module = made(name)
+        probes = [LinearProbe(4), KNNProbe()] if not name.startswith("V-JEPA") else []
+        trainer = quiet_trainer(tmp_path, max_steps=1, precision=precision, callbacks=[CollapseMonitor(1), *probes])
+        trainer.fit(module, loader(data(name) if name.startswith("V-JEPA") else LabelledImages(16)))
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
