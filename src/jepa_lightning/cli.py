@@ -14,9 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
 
 import jepa_lightning
 from jepa_lightning.callbacks import FeatureWriter
+from jepa_lightning.checkpoints import SafeCheckpointIO
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
 
@@ -83,6 +85,17 @@ class JEPACLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, with recipes looked up."""
         self.config = parser.parse_args([_find_recipe(argument) for argument in (args or sys.argv[1:])])
+        chosen = self.config[self.config.subcommand]
+        if "weights_only" in chosen and chosen.weights_only is None:
+            chosen.weights_only = True  # Lightning's default runs what a file says
+
+    def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        """The Trainer, whose checkpoints are read and written by `SafeCheckpointIO` unless told otherwise."""
+        plugins = self._get(self.config_init, "trainer.plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(SafeCheckpointIO())
+        return super().instantiate_trainer(plugins=plugins, **options)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the hyper-parameters in `--ckpt_path` override configs and command line without a word."""

@@ -4,6 +4,7 @@ from jepa_lightning.callbacks.cockpit import Cockpit
 from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
 from jepa_lightning.callbacks.ema import EMATargetEncoder
 from jepa_lightning.callbacks.features import FeatureWriter
+from jepa_lightning.callbacks.guard import BadStepsError, GradientGuard
 from jepa_lightning.callbacks.knn import KNNProbe
 from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
@@ -12,11 +13,13 @@ from jepa_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "AttentiveProbe",
+    "BadStepsError",
     "Cockpit",
     "CollapseError",
     "CollapseMonitor",
     "EMATargetEncoder",
     "FeatureWriter",
+    "GradientGuard",
     "KNNProbe",
     "LatentPictures",
     "LiDARMonitor",

@@ -79,7 +79,12 @@ class Probe(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Learn from the step's features."""
-        self.fit(trainer, pl_module, *self._read(pl_module, outputs, batch))
+        inputs, labels = self._read(pl_module, outputs, batch)
+        finite = inputs.isfinite().flatten(1).all(1)
+        if not finite.all():  # a single NaN would stay in statistics, weights or bank
+            inputs = inputs.nan_to_num(0.0, 0.0, 0.0)
+            labels = labels if labels.is_floating_point() else labels.masked_fill(~finite, UNLABELLED)
+        self.fit(trainer, pl_module, inputs, labels)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ def read_networks(path: str | Path) -> Networks:
     path = Path(path)
     if path.is_dir():
         return Networks(*read_hugging_face(path))
-    checkpoint = _read_file(path)
+    checkpoint = read_file(path)
     if set(OFFICIAL_NETWORKS) <= set(checkpoint):
         return Networks({ours: _strip(checkpoint[theirs]) for theirs, ours in OFFICIAL_NETWORKS.items()}, {})
     if "state_dict" in checkpoint:
@@ -158,15 +159,26 @@ def _left_over(networks: Networks) -> bool:
     return bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.2" in predictor)
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint file, weights and plain values only; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file that is cut short, has changed since it was written, is no checkpoint, or holds more.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                spoilt = archive.testzip()
+            if spoilt is not None:
+                raise ValueError(f"the checksum of {spoilt} in it is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than weights or is no checkpoint, and was not read: {error}") from error
     except Exception as error:  # of a spoilt file the unpickler raises anything: KeyError, IndexError, struct.error, …
-        raise ValueError(f"{path} cannot be read, it may be cut short: {error}") from error
+        raise ValueError(f"{path} cannot be read, it may be cut short or spoilt: {error}") from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
     return checkpoint

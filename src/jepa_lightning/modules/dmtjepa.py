@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from jepa_lightning.masking import Masks
 from jepa_lightning.modules.ijepa import IJEPA
@@ -56,8 +56,8 @@ class DMTJEPA(IJEPA):
     def configure_model(self) -> None:
         """Tell a strategy that shards what of the heads is called."""
         super().configure_model()
-        for head in (self.context_head, self.target_head):
-            if isinstance(head, FSDPModule):
+        if self.device_mesh is not None:
+            for head in (self.context_head, self.target_head):
                 for method in ("neighbourhoods", "context", "summary"):
                     register_fsdp_forward_method(head, method)
 

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Generator, Tensor, nn
 
 from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
+from jepa_lightning.callbacks.guard import GradientGuard
 from jepa_lightning.checkpoints import load_networks, read_networks
 from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.regularizer import Regularizer
@@ -32,8 +33,8 @@ class JEPA(pl.LightningModule):
     `build_masking`, which subclasses override freely.
 
     Learning rate and weight decay are set at every optimiser step as functions of its number; the target encoder
-    follows by `EMATargetEncoder`, which the module brings along unless the Trainer has one. A subclass with another
-    `configure_optimizers` replaces both schedules.
+    follows by `EMATargetEncoder`, which the module brings along unless the Trainer has one, as it does `GradientGuard`.
+    A subclass with another `configure_optimizers` replaces both schedules.
 
     Args:
         lr: peak learning rate of AdamW.
@@ -197,10 +198,27 @@ class JEPA(pl.LightningModule):
         """
         epoch = self.current_epoch if self.training else -1
         ranks = 1 if self._trainer is None else self._trainer.world_size
-        seed = hash((torch.initial_seed(), epoch, batch_idx, 0)) % 2**63  # zero once was the rank: runs keep their masks
+        # The zero was the rank in earlier versions, whose trainings on one process keep their masks.
+        seed = hash((torch.initial_seed(), epoch, batch_idx, 0)) % 2**63
         generator = Generator(self.device).manual_seed(seed)
         masks = self.masking(ranks * batch_size, grid or self.context_encoder.grid, generator=generator)
         return masks if ranks == 1 else _every(ranks, masks, start=self.global_rank)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load the weights of a checkpoint.
+
+        Raises:
+            ValueError: weights of another method, or of networks of other sizes.
+        """
+        try:
+            return super().load_state_dict(state_dict, *args, **options)
+        except RuntimeError as error:
+            raise ValueError(
+                f"these are not the weights of this {type(self).__name__}: "
+                f"{_differences(self.state_dict(), state_dict)}. Give it the options that they were trained with "
+                "(config.yaml in the folder of their run), or start a new training from the networks that both have by "
+                "--model.weights"
+            ) from error
 
     def train(self, mode: bool = True) -> JEPA:
         """Put all but the teachers into training mode: a target encoder with dropout would aim at noise."""
@@ -241,11 +259,12 @@ class JEPA(pl.LightningModule):
         return warmup_cosine(step, end, warmup, hparams.start_lr, hparams.lr, hparams.final_lr)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The teacher's callback, if there is a teacher, unless the Trainer was given one."""
-        given = any(isinstance(callback, EMATargetEncoder) for callback in self.trainer.callbacks)
-        if given or not students_and_teachers(self):
-            return []
-        return [EMATargetEncoder(self.hparams.momentum, self.stretch)]
+        """The teacher's callback, if there is a teacher, and the guard, unless the Trainer was given its own."""
+        callbacks: list[pl.Callback] = [GradientGuard()]
+        if students_and_teachers(self):
+            callbacks.append(EMATargetEncoder(self.hparams.momentum, self.stretch))
+        given = {type(callback) for callback in self.trainer.callbacks}
+        return [callback for callback in callbacks if not any(issubclass(kind, type(callback)) for kind in given)]
 
     def setup(self, stage: str) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""
@@ -305,6 +324,21 @@ def _every(step: int, masks: Any, start: int) -> Any:
         return masks[start::step]
     parts = [_every(step, part, start) for part in masks]
     return parts if isinstance(masks, list) else type(masks)(*parts)
+
+
+def _differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """In what the entries of two state dicts differ, the first of each kind by name."""
+    kinds = {
+        "it lacks": [name for name in own if name not in given],
+        "it has, and this module has not,": [name for name in given if name not in own],
+        "of another shape are": [
+            f"{name} ({list(given[name].shape)} instead of {list(value.shape)})"
+            for name, value in own.items()
+            if isinstance(value, Tensor) and name in given and given[name].shape != value.shape
+        ],
+    }
+    parts = (f"{kind} {', '.join(names[:3])}{', …' * (len(names) > 3)}" for kind, names in kinds.items() if names)
+    return "; ".join(parts)
 
 
 def _unknown_options(module: type, unknown: list[str]) -> str:
