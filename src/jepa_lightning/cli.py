@@ -8,11 +8,12 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -86,8 +87,17 @@ class JEPACLI(LightningCLI):
         """Parse the command line, with recipes looked up."""
         self.config = parser.parse_args([_find_recipe(argument) for argument in (args or sys.argv[1:])])
         chosen = self.config[self.config.subcommand]
+        for line in _nulls(chosen):
+            parser.error(line)
         if "weights_only" in chosen and chosen.weights_only is None:
             chosen.weights_only = True  # Lightning's default runs what a file says
+
+    def instantiate_classes(self) -> None:
+        """Make Trainer, module and data; what one of them objects to is said without the parser's words around it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise (error.__cause__ or error) from None
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """The Trainer, whose checkpoints are read and written by `SafeCheckpointIO` unless told otherwise."""
@@ -152,13 +162,39 @@ def _near_misses(parser: LightningArgumentParser, message: str) -> list[str]:
     return lines
 
 
-def _parameters(class_path: str) -> set[str]:
+def _parameters(class_path: str) -> dict[str, inspect.Parameter]:
     """What a constructor takes, with what it hands on to those of its bases."""
     module, _, name = class_path.rpartition(".")
-    class_type = getattr(importlib.import_module(module), name)
-    return {name for base in class_type.__mro__ for name in inspect.signature(base).parameters if base is not object}
+    bases = [base for base in getattr(importlib.import_module(module), name).__mro__ if base is not object]
+    return {name: option for base in reversed(bases) for name, option in inspect.signature(base).parameters.items()}
 
 
-def _hint(what: str, name: str, known: set[str]) -> str:
+def _nulls(config: Any) -> Iterator[str]:
+    """A line for every `null` of a configuration that the option's type does not allow, which the parser lets pass."""
+    if isinstance(config, list):
+        for item in config:
+            yield from _nulls(item)
+    elif isinstance(config, Namespace | dict):
+        given = vars(config) if isinstance(config, Namespace) else config
+        options = given.get("init_args") if isinstance(given.get("class_path"), str) else None
+        if options is not None:
+            known = _parameters(given["class_path"])
+            for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
+                kind = known[name].annotation if name in known else inspect.Parameter.empty
+                if value is None and kind is not inspect.Parameter.empty and not _allows_none(kind):
+                    yield f"option {name!r} of {given['class_path']} must not be null; it takes {_written(kind)}"
+        for item in given.values():
+            yield from _nulls(item)
+
+
+def _allows_none(kind: Any) -> bool:
+    return any(word in str(kind) for word in ("None", "Any", "Optional"))
+
+
+def _written(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _hint(what: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     return f"unknown {what}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -82,8 +83,12 @@ class JEPA(pl.LightningModule):
             raise TypeError(_unknown_options(type(self), list(unknown)))
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
-        if stretch < 1:
+        if not 1 <= stretch < math.inf:
             raise ValueError(f"schedules can be stretched, by 1 or more, but not shrunk: got stretch={stretch}")
+        rates = {"lr": (lr,), "start_lr": (start_lr,), "final_lr": (final_lr,), "weight_decay": weight_decay}
+        for name, values in rates.items():
+            if not all(0 <= value < math.inf for value in values):
+                raise ValueError(f"{name} must not be negative, got {', '.join(map(str, values))}")
         self.save_hyperparameters()
         # Not of `hparams`, where a method has no such option of its own.
         self.stretch = stretch
