@@ -12,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning.modules import JEPA
+
 GOLDEN = Path(__file__).parent / "golden" / "ijepa"
 TINY: dict[str, Any] = {
     "image_size": 16,
@@ -117,6 +120,40 @@ def random_clips(num_clips: int = 8, frames: int = 4, size: int | tuple[int, int
     rows, columns = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(num_clips)
     return torch.randn(num_clips, channels, frames, rows, columns, generator=generator)
+
+
+# --- Every method ----------------------------------------------------------------------------------------------------
+
+VIEWS = {"num_global": 2, "num_local": 1, "local_size": 8, "num_slices": 8, "projector": (12, 8)}
+VIEWS |= {name: TINY[name] for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "warmup")}
+SIGREG = {"sigreg": {"weight": 0.1, "projector": [8], "num_slices": 8}}
+METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
+    "I-JEPA": (IJEPA, TINY),
+    "I-JEPA with SIGReg": (IJEPA, TINY | {"regularizers": SIGREG}),
+    "C-JEPA": (CJEPA, TINY | {"beta": 0.1, "projector": (12, 8)}),
+    "DMT-JEPA": (DMTJEPA, TINY),
+    "LeJEPA": (LeJEPA, VIEWS),
+    "V-JEPA": (VJEPA, TINY_VIDEO),
+    "V-JEPA 2": (VJEPA2, TINY_VIDEO),
+}
+
+
+def made(name: str, **options: Any) -> Any:
+    """A method with plain gradient steps, which do not blow up rounding errors as Adam's do."""
+    base, tiny = METHODS[name]
+    momentum = {} if base is LeJEPA else {"momentum": (0.5, 0.5)}
+
+    class PlainSteps(base):  # type: ignore[misc, valid-type]
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+    torch.manual_seed(0)
+    return eager(PlainSteps(**tiny | momentum | options))
+
+
+def observations(name: str, number: int = 16) -> Tensor:
+    """Clips or images, whatever the method trains on."""
+    return random_clips(number) if name.startswith("V-JEPA") else random_images(number)
 
 
 # --- Comparing -------------------------------------------------------------------------------------------------------

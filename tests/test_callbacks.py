@@ -267,6 +267,20 @@ def test_labels_that_do_not_fit(probe: Any, data: Any, message: str, tmp_path: P
         quiet_trainer(tmp_path, max_epochs=1, callbacks=[probe]).fit(tiny(), loader(data))
 
 
+def test_labels_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    """More classes than a probe has, which the first training batches need not show."""
+
+    class Rare(LabelledImages):
+        def __getitem__(self, index: int) -> Labelled:
+            return super().__getitem__(index)._replace(label=torch.tensor(0))
+
+    record = Record()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1, callbacks=[record, LinearProbe(3)])
+    with pytest.raises(ValueError, match="'linear' has 3 classes, but a label is 3"):
+        trainer.fit(tiny(), loader(Rare(32)), loader(LabelledImages(8)))
+    assert not record.train
+
+
 def test_rejected_options() -> None:
     for call, message in (
         (lambda: LinearProbe(4, source="pixels"), "source must be"),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import TINY, Labelled, LabelledImages, in_two_processes, loader, quiet_trainer
+from helpers import METHODS, TINY, Labelled, LabelledImages, in_two_processes, loader, made, observations, quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -163,6 +163,25 @@ def test_all_ranks_skip_together(tmp_path: Path) -> None:
         assert torch.equal(mine, theirs)
         assert mine.isfinite().all()
         assert step == 0 or torch.equal(mine, a["weights"][step - 1]) == (step == 1)
+
+
+# --- Options that cannot be met --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_of_one(name: str, tmp_path: Path) -> None:
+    """Told before the first step where a regulariser keeps samples apart, trained on where none does."""
+    module = made(name)
+    callbacks = [CollapseMonitor(1), KNNProbe(), LinearProbe(4)] if not name.startswith("V-JEPA") else []
+    images = observations(name, 4) if name.startswith("V-JEPA") else LabelledImages(4)
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=callbacks)
+    if name in ("C-JEPA", "LeJEPA"):  # SIGReg of context tokens has many samples of one image
+        with pytest.raises(ValueError, match=r"cannot train on a batch of one: raise the batch_size"):
+            trainer.fit(module, loader(images, 1))
+        return
+    trainer.fit(module, loader(images, 1), loader(images, 1))
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    assert trainer.callback_metrics["train/skipped_steps"] == 0
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------

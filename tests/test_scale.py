@@ -8,55 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import (
-    TINY,
-    TINY_VIDEO,
-    LabelledImages,
-    eager,
-    in_two_processes,
-    loader,
-    quiet_trainer,
-    random_clips,
-    random_images,
-)
+from helpers import METHODS, LabelledImages, in_two_processes, loader, made, observations, quiet_trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
 from jepa_lightning.callbacks import CollapseMonitor, KNNProbe, LinearProbe
-from jepa_lightning.modules import JEPA
-
-VIEWS = {"num_global": 2, "num_local": 1, "local_size": 8, "num_slices": 8, "projector": (12, 8)}
-VIEWS |= {name: TINY[name] for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "warmup")}
-SIGREG = {"sigreg": {"weight": 0.1, "projector": [8], "num_slices": 8}}
-METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
-    "I-JEPA": (IJEPA, TINY),
-    "I-JEPA with SIGReg": (IJEPA, TINY | {"regularizers": SIGREG}),
-    "C-JEPA": (CJEPA, TINY | {"beta": 0.1, "projector": (12, 8)}),
-    "DMT-JEPA": (DMTJEPA, TINY),
-    "LeJEPA": (LeJEPA, VIEWS),
-    "V-JEPA": (VJEPA, TINY_VIDEO),
-    "V-JEPA 2": (VJEPA2, TINY_VIDEO),
-}
-
-
-def made(name: str, **options: Any) -> Any:
-    """A method with plain gradient steps, which do not blow up rounding errors as Adam's do."""
-    base, tiny = METHODS[name]
-    momentum = {} if base is LeJEPA else {"momentum": (0.5, 0.5)}
-
-    class PlainSteps(base):  # type: ignore[misc, valid-type]
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
-
-    torch.manual_seed(0)
-    return eager(PlainSteps(**tiny | momentum | options))
-
-
-def data(name: str, number: int = 16) -> Tensor:
-    return random_clips(number) if name.startswith("V-JEPA") else random_images(number)
-
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
@@ -68,7 +25,7 @@ def fit(name: str, folder: Path, strategy: Any, **options: Any) -> tuple[dict[st
     trainer = quiet_trainer(
         folder, devices=2, strategy=strategy, max_epochs=2, callbacks=[monitor], gradient_clip_val=0.5
     )
-    trainer.fit(module, loader(data(name, 8), 4))
+    trainer.fit(module, loader(observations(name, 8), 4))
     sharded = all(isinstance(parameter, DTensor) for parameter in module.parameters())
     trainer.save_checkpoint(folder / "last.ckpt")
     saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
@@ -76,7 +33,7 @@ def fit(name: str, folder: Path, strategy: Any, **options: Any) -> tuple[dict[st
 
 
 def two_processes(rank: int, folder: Path) -> dict[str, Any]:
-    """Every method with whole networks and with sharded ones, and once from the sharded checkpoint on."""
+    """Every method with whole networks and with sharded ones, and one with activations that are recomputed too."""
     result: dict[str, Any] = {}
     for name in METHODS:
         sharding = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
@@ -146,8 +103,8 @@ def test_recomputed_activations(name: str, tmp_path: Path) -> None:
         counter = Kept()
         module = made(name, recompute_activations=recomputed, depth=8)
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[counter])
-        trainer.fit(module, loader(data(name, 8), 8))
-        trainer.validate(module, loader(data(name, 8), 8), verbose=False)
+        trainer.fit(module, loader(observations(name, 8), 8))
+        trainer.validate(module, loader(observations(name, 8), 8), verbose=False)
         ends.append(module.state_dict())
         kept.append(counter.bytes)
     assert 0 < kept[1] < 0.5 * kept[0]
@@ -161,7 +118,7 @@ def test_accumulated_gradients(name: str, tmp_path: Path) -> None:
     """Two halves of a batch make the step of the whole, where the loss is a mean over images."""
     module, reference = made(name), made(name)
     means = name not in ("I-JEPA with SIGReg", "C-JEPA", "LeJEPA")  # whose statistics are those of a batch
-    masks = module.masking(8, module.grid(data(name)), generator=torch.Generator().manual_seed(1))
+    masks = module.masking(8, module.grid(observations(name)), generator=torch.Generator().manual_seed(1))
 
     def drawn(batch_size: int, batch_idx: int, grid: Any = None) -> Any:
         part = slice(batch_idx * batch_size, (batch_idx + 1) * batch_size)
@@ -171,7 +128,7 @@ def test_accumulated_gradients(name: str, tmp_path: Path) -> None:
     for each, size in ((module, 4), (reference, 8)):
         each.draw_masks = drawn
         trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=8 // size, gradient_clip_val=0.1)
-        trainer.fit(each, loader(data(name, 8), size))
+        trainer.fit(each, loader(observations(name, 8), size))
         assert trainer.global_step == 1
     for key, value in reference.state_dict().items():
         if means and value.is_floating_point():
@@ -186,7 +143,7 @@ def test_mixed_precision(name: str, tmp_path: Path) -> None:
         module = made(name)
         probes = [LinearProbe(4), KNNProbe()] if not name.startswith("V-JEPA") else []
         trainer = quiet_trainer(tmp_path, max_steps=1, precision=precision, callbacks=[CollapseMonitor(1), *probes])
-        trainer.fit(module, loader(data(name) if name.startswith("V-JEPA") else LabelledImages(16)))
+        trainer.fit(module, loader(observations(name) if name.startswith("V-JEPA") else LabelledImages(16)))
         losses.append(float(trainer.callback_metrics["train/loss"]))
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     assert losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -96,7 +96,6 @@ class CollapseMonitor(pl.Callback):
         self._metrics: dict[str, MetricCollection] = {}
         self._pending: dict[str, list[Tensor]] = {}  # mean tokens that are still to be added up
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
-        self._batches = 0
         self._low = 0  # readings of a collapse in a row
         self._first_rank: float | None = None
 
@@ -111,8 +110,7 @@ class CollapseMonitor(pl.Callback):
         }
         for branch, tokens in branches.items():
             self._pending.setdefault(branch, []).append(tokens.float().mean(1))
-        self._batches += 1
-        reading = self._batches % self.every_n_steps == 0
+        reading = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0  # also of a resumed run
         if reading or sum(map(len, self._pending["target"])) >= PENDING:
             self._add_up()
         if not reading:
@@ -147,12 +145,12 @@ class CollapseMonitor(pl.Callback):
                 logger.experiment.add_figure("collapse/spectrum", draw_spectra(spectra), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first reading, which a resumed run goes by too."""
-        return {"first_rank": self._first_rank}
+        """The first reading and how many in a row have been low, which a resumed run goes by too."""
+        return {"first_rank": self._first_rank, "low": self._low}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the first reading of the run that is resumed."""
-        self._first_rank = state_dict["first_rank"]
+        """Go on with the readings of the run that is resumed."""
+        self._first_rank, self._low = state_dict["first_rank"], state_dict.get("low", 0)
 
     def _add_up(self) -> None:
         """Update the metrics with what is pending."""

@@ -99,8 +99,10 @@ class Probe(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Score the answers on held-out images (a sanity check before the first step has nothing to score)."""
-        if not trainer.sanity_checking and self._fitted:
+        """Score the answers on held-out images; in the sanity check before the first step, look at the labels only."""
+        if trainer.sanity_checking:
+            self.check(self._read(pl_module, outputs, batch)[1])
+        elif self._fitted:
             inputs, labels = self._read(pl_module, outputs, batch)
             self.score(self.predict(inputs), labels, dense=len(labels) > len(batch[0]))
 
@@ -109,6 +111,9 @@ class Probe(pl.Callback):
         if not trainer.sanity_checking and self._fitted:
             for name, value in self.scores().items():
                 pl_module.log(f"probe/{self.name}/{name}", value, prog_bar=name != "miou")
+
+    def check(self, labels: Tensor) -> None:
+        """Raise a ValueError for labels that the probe cannot learn."""
 
     def reset(self, device: torch.device) -> None:
         """Forget the scores."""
@@ -231,10 +236,14 @@ class FittedProbe(Probe):
         self.loss(outputs, labels).backward()
         optimizer.step()
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """What the classifier minimises: the mean cross-entropy of what has a label."""
+    def check(self, labels: Tensor) -> None:
+        """Raise a ValueError for a class that there is not."""
         if int(labels.max()) >= self.num_classes:
             raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """What the classifier minimises: the mean cross-entropy of what has a label."""
+        self.check(labels)
         losses = F.cross_entropy(outputs, labels, ignore_index=UNLABELLED, reduction="sum")
         return losses / (labels != UNLABELLED).sum().clamp(min=1)
 
@@ -343,6 +352,9 @@ class RegressionProbe(FittedProbe):
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""
         return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
+
+    def check(self, labels: Tensor) -> None:
+        """Any finite numbers can be learned."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error."""

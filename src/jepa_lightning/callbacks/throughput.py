@@ -33,6 +33,10 @@ class Throughput(pl.Callback):
         self._batches = 0
         self._images = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock: an epoch that is resumed does not start again."""
+        self._restart()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._restart()

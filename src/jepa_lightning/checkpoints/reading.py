@@ -54,7 +54,7 @@ def read_networks(path: str | Path) -> Networks:
         FileNotFoundError: nothing is there.
         ValueError: a file that is cut short, holds more than weights, or has another layout.
     """
-    path = Path(path)
+    path = Path(str(path))  # a configuration gives a number for what looks like one
     if path.is_dir():
         return Networks(*read_hugging_face(path))
     checkpoint = read_file(path)

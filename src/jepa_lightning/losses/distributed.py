@@ -30,6 +30,12 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return _SumOverRanks.apply(values) if _ranks() > 1 else values
 
 
+def check_batch(samples: int) -> None:
+    """Raise a ValueError if all ranks together have a single sample: there is nothing to tell it apart from."""
+    if samples * _ranks() < 2:
+        raise ValueError("a regulariser that keeps samples apart cannot train on a batch of one: raise the batch_size")
+
+
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

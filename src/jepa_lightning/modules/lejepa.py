@@ -9,11 +9,13 @@ from lightly.models.modules.heads import LeJEPAProjectionHead
 from torch import Tensor, nn
 
 from jepa_lightning.losses import SIGReg
+from jepa_lightning.losses.distributed import check_batch
 from jepa_lightning.masking import MultiViews, Views, take_views
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.latents import Latents
 from jepa_lightning.networks import VisionTransformer
+from jepa_lightning.networks.tokens import check_sizes
 
 
 class LeJEPA(JEPA):
@@ -107,6 +109,7 @@ class LeJEPA(JEPA):
     def build_predictor(self) -> nn.Module:
         """The projector, which takes the place of a predictor."""
         hidden_dim, output_dim = self.hparams.projector
+        check_sizes(projector_hidden=hidden_dim, projector_output=output_dim)
         return LeJEPAProjectionHead(self.context_encoder.embed_dim, hidden_dim, output_dim)
 
     def build_masking(self) -> MultiViews:
@@ -153,6 +156,8 @@ class LeJEPA(JEPA):
 
     def loss(self, latents: Any) -> dict[str, Tensor]:
         """The views' disagreement, and how far the projections of each view are from a Gaussian."""
+        if self.training:
+            check_batch(len(latents.prediction))
         energy = self.energy(latents).mean()
         sigreg = self.sigreg(latents.prediction.squeeze(2).transpose(0, 1))
         weight = self.hparams.sigreg_weight

@@ -12,6 +12,7 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from jepa_lightning.losses import SIGReg, VICReg
+from jepa_lightning.losses.distributed import check_batch
 from jepa_lightning.modules.latents import Latents
 
 Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
@@ -70,8 +71,14 @@ class Regularizer(nn.Module):
         self.projector = ProjectionHead(layers)
 
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted penalty, and its parts before weighting by name (`""` for a regulariser of a single part)."""
+        """The weighted penalty, and its parts before weighting by name (`""` for a regulariser of a single part).
+
+        Raises:
+            ValueError: a single sample to train on.
+        """
         z = self.projector(self.views(latents))
+        if self.training:
+            check_batch(z.shape[1])
         if isinstance(self.regularizer, VICReg):
             parts = self.regularizer.terms(*z)
             return self.weight * self.regularizer.combine(parts), parts

@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
+def check_sizes(**sizes: float) -> None:
+    """Raise a ValueError for a size of a network, by name, that is not positive, or not whole unless it is a ratio."""
+    for name, size in sizes.items():
+        kind = "number" if name.endswith("ratio") else "whole number"
+        if not 0 < size < math.inf or (kind == "whole number" and size != round(size)):
+            raise ValueError(f"{name} must be a positive {kind}, got {size}")
+
+
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     """Pick tokens by their place in the grid.
 
