@@ -167,7 +167,7 @@ def read_file(path: Path) -> dict[str, Any]:
         ValueError: a file that is cut short, has changed since it was written, is no checkpoint, or holds more.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {path}, neither a file nor a folder in the hub's layout")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums

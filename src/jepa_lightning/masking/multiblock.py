@@ -158,11 +158,11 @@ class MultiBlockMasking:
     def _token_counts(self, grid: Sequence[int]) -> tuple[int, int]:
         """`(context_tokens, target_tokens)` on a grid."""
         tokens = grid[0] * grid[1]
-        largest = self._largest_block(grid)
         context = self.context_tokens if self.context_tokens is not None else max(1, round(tokens / 4))
         target = self.target_tokens if self.target_tokens is not None else max(1, round(self.target_scale[0] * tokens))
         if not 1 <= target <= tokens:
             raise ValueError(f"target_tokens={target} does not fit the {tokens} tokens of a {tuple(grid)} grid")
+        largest = self._largest_block(grid, target)
         if not 1 <= context <= tokens - largest:
             raise ValueError(
                 f"context_tokens={context} does not fit a {tuple(grid)} grid: a target block may take {largest} of its "
@@ -170,11 +170,11 @@ class MultiBlockMasking:
             )
         return context, target
 
-    def _largest_block(self, grid: Sequence[int]) -> int:
+    def _largest_block(self, grid: Sequence[int], target_tokens: int) -> int:
         """An upper bound on the tokens of a target block."""
-        area = torch.tensor([max(self.target_scale[1] * grid[0] * grid[1], self.target_tokens or 1)], device="cpu")
+        area = torch.tensor([max(self.target_scale[1] * grid[0] * grid[1], target_tokens)], device="cpu")
         aspects = torch.linspace(*self.target_aspect, 257, device="cpu")
-        height, width = _block_sides(area, aspects, grid, self.target_tokens or 1)
+        height, width = _block_sides(area, aspects, grid, target_tokens)
         return int((height * width).max())
 
     def _draw_blocks(
