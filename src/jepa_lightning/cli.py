@@ -165,8 +165,13 @@ def _near_misses(parser: LightningArgumentParser, message: str) -> list[str]:
 def _parameters(class_path: str) -> dict[str, inspect.Parameter]:
     """What a constructor takes, with what it hands on to those of its bases."""
     module, _, name = class_path.rpartition(".")
-    bases = [base for base in getattr(importlib.import_module(module), name).__mro__ if base is not object]
-    return {name: option for base in reversed(bases) for name, option in inspect.signature(base).parameters.items()}
+    known: dict[str, inspect.Parameter] = {}
+    for base in getattr(importlib.import_module(module), name).__mro__:
+        options = inspect.signature(base).parameters
+        known = {**options, **known}
+        if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
+            break
+    return known
 
 
 def _nulls(config: Any) -> Iterator[str]:

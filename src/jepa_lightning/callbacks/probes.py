@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -214,6 +215,10 @@ class FittedProbe(Probe):
         lr: float,
     ) -> None:
         super().__init__(name, label, source)
+        if num_classes < 1 or not 0 < lr < math.inf:
+            raise ValueError(
+                f"the probe {name!r} needs at least one class or number and a positive lr, got {num_classes}, {lr}"
+            )
         self.num_classes = num_classes
         self.lr = lr
         self._head: nn.Module | None = None
