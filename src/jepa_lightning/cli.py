@@ -15,7 +15,9 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import jepa_lightning
 from jepa_lightning.callbacks import FeatureWriter
@@ -100,11 +102,16 @@ class JEPACLI(LightningCLI):
             raise (error.__cause__ or error) from None
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
-        """The Trainer, whose checkpoints are read and written by `SafeCheckpointIO` unless told otherwise."""
+        """The Trainer; unless told otherwise, checkpoints are read and written by `SafeCheckpointIO`."""
         plugins = self._get(self.config_init, "trainer.plugins") or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(SafeCheckpointIO())
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            # Lightning's default, but for a curve of -1 by the name of `hp_metric`.
+            root = self._get(self.config_init, "trainer.default_root_dir") or os.getcwd()
+            version = SLURMEnvironment.job_id()
+            options["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
         return super().instantiate_trainer(plugins=plugins, **options)
 
     def _parse_ckpt_path(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -148,6 +149,10 @@ class FrozenProbe(pl.LightningModule):
         scores = scores.nan_to_num(-torch.inf)  # of heads that diverged
         self.chosen.copy_(scores.argmax())
         self.log(f"val/{self.score}", scores.max(), prog_bar=True)
+
+    def on_fit_start(self) -> None:
+        """Keep quiet about what is as it should be: an encoder in evaluation mode."""
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
     def on_fit_end(self) -> None:
         """Say which it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class KNNProbe(OfClasses):
 
     def configure_optimizers(self) -> None:
         """Nothing is optimised."""
+        warnings.filterwarnings("ignore", message=r".*configure_optimizers. returned .None.")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the checkpoint's bank."""
