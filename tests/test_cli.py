@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from fake_data import (
     write_stl10,
     write_videos,
 )
-from helpers import TINY
+from helpers import TINY, in_two_processes
+from torch.distributed.tensor import DTensor
 
 import jepa_lightning
 from jepa_lightning import IJEPA, RECIPES, VJEPA
@@ -228,7 +230,7 @@ def test_given_values_win_over_the_checkpoint() -> None:
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 EVALUATIONS = [name for name in ALL if name.startswith("evaluation/")]
-NAMES = [name for name in ALL if name not in EVALUATIONS]
+NAMES = [name for name in ALL if name not in EVALUATIONS and not name.startswith("cluster/")]
 # Millions of parameters of encoder and predictor, as published (see test_checkpoints.py).
 PUBLISHED = {
     "ijepa/imagenet_vitb16.yaml": (85.8, 11.3),
@@ -369,6 +371,44 @@ def test_published_video_recipe(name: str) -> None:
     clips = recipe["data"]["init_args"]["batch_size"] * recipe["trainer"]["devices"] * recipe["trainer"]["num_nodes"]
     assert clips == (2400 if "vith16_384" in name else 3072)
     assert recipe["trainer"]["max_steps"] == (90000 if "vjepa/" in name else 12000 if "cooldown" in name else 240000)
+
+
+def sharded(rank: int, folder: Path) -> dict[str, Any]:
+    """One of two ranks of a step of the quick start, in parts on both."""
+    recipes = [f"--config={RECIPES / name}" for name in ("ijepa/shapes.yaml", "cluster/fsdp2.yaml")]
+    arguments = ["--trainer.strategy.data_parallel_size=2", "--trainer.devices=2", "--trainer.fast_dev_run=true"]
+    small = ["--data.num_workers=0", "--data.batch_size=8", "--data.num_train=32", "--data.num_val=16"]
+    main(
+        ["fit", *recipes, *arguments, *small, f"--trainer.default_root_dir={folder}", "--trainer.accelerator=cpu", SPY]
+    )
+    module, trainer = Spy.seen["module"], Spy.seen["trainer"]
+    parts = all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return {"parts": parts, "steps": trainer.global_step, "loss": float(trainer.callback_metrics["val/loss"])}
+
+
+def test_recipe_in_parts(tmp_path: Path) -> None:
+    a, b = in_two_processes(sharded, tmp_path)
+    assert a == b
+    assert a["parts"]
+    assert a["steps"] == 1
+
+
+def test_slurm_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it has srun run is a command that `jepa` takes."""
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path / "arguments"}\n')
+    srun.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "16"}
+    script = [str(RECIPES / "cluster" / "slurm.sh"), str(RECIPES / "vjepa2" / "vitg16_256.yaml"), "--data.root=/lists"]
+    subprocess.run(["bash", *script], check=True, env=environment)
+    program, *arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert program == "jepa"
+    with pytest.raises(SystemExit):
+        main([*arguments, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["num_nodes"] == 16
+    assert config["data"]["init_args"]["root"] == "/lists"
+    assert config["model"]["init_args"]["depth"] == 40
 
 
 def test_real_clips_end_to_end(tmp_path: Path) -> None:
