@@ -9,10 +9,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, open_folder, open_known
+from jepa_lightning.data.order import Order, ResumableLoader, run_seed, seeded
+from jepa_lightning.data.shards import open_shards
+from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, Sharded, open_folder, open_known
 
 
 class ImageBatch(NamedTuple):
@@ -48,13 +51,14 @@ class _Images(Dataset[ImageBatch | Tensor]):
     """Normalised images from a source of (8-bit tensor or Pillow image, label or None), fetched a batch at a time.
 
     Images are cropped and resized one by one, as 8-bit tensors; without a transform (which takes images in memory) a
-    whole batch is one gather. Only the finished batch is converted to float32.
+    whole batch is one gather. Only the finished batch is converted to float32. What is random in a training is a
+    function of seed, epoch and index.
     """
 
     def __init__(
-        self, source: Any, transform: Callable[[Tensor], Tensor] | None, mean: list[float], std: list[float]
+        self, source: Any, transform: Callable[[Tensor], Tensor] | None, mean: list[float], std: list[float], seed: int
     ) -> None:
-        self.source, self.transform = source, transform
+        self.source, self.transform, self.seed = source, transform, seed
         self.scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
         self.shift = torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1)
 
@@ -70,10 +74,16 @@ class _Images(Dataset[ImageBatch | Tensor]):
             pixels, labels = self.source[indices]
         else:
             samples = [self.source[index] for index in indices]
-            pixels = torch.stack([self.transform(_as_tensor(image)) for image, _ in samples])
+            images = [image for image, _ in samples]
+            pixels = torch.stack([self._change(image, index) for image, index in zip(images, indices, strict=True)])
             labels = None if samples[0][1] is None else torch.tensor([int(label) for _, label in samples])
-        images = pixels.float().mul_(self.scale).sub_(self.shift)
-        return images if labels is None else ImageBatch(images, labels)
+        batch = pixels.float().mul_(self.scale).sub_(self.shift)
+        return batch if labels is None else ImageBatch(batch, labels)
+
+    def _change(self, image: Any, index: int) -> Tensor:
+        assert self.transform is not None
+        with seeded(self.seed, index):
+            return self.transform(_as_tensor(image))
 
 
 def _pass_on(batch: Any) -> Any:
@@ -82,7 +92,7 @@ def _pass_on(batch: Any) -> Any:
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Images of a torchvision data set, or of a folder.
+    """Images of a torchvision data set, of a folder, or in webdataset shards.
 
     Batches are `ImageBatch`es, or bare image tensors `[B, C, H, W]` where there are no labels. Training images are
     cropped at random (see `crop_scale`); others are resized to cover `image_size` and cropped at the centre, and
@@ -97,9 +107,21 @@ class ImageDataModule(pl.LightningDataModule):
     `root/val/<class>/*.jpg` (also used as the test split). `folder` takes images that are not in `root/train` or
     lie directly in it for unlabelled ones, and finds them at any depth. Folder images are converted to RGB.
 
+    Shards: `shards` reads tar files of `key.jpg` with `key.cls` or `key.json` (its `label`), or neither, by the
+    webdataset library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or
+    URL of training shards such as `https://example.org/{000..099}.tar` or
+    `pipe:aws s3 cp s3://bucket/{000..099}.tar -`. An epoch has each image of shards that are files once, in any order,
+    which asks for fast disks. With `samples_per_epoch`, shards of any place are streams: every worker of every rank
+    reads shards of its own from beginning to end, so there must be as many, in an order of each epoch's. An epoch is
+    cut off at that many images, and each comes once where it has all of them and every worker has as many.
+
+    Order and crops are a function of the epoch and of the seed that `seed_everything` was given, also where a training
+    is resumed in an epoch; of streams, also of the number of workers and ranks, and an epoch is resumed by reading
+    again, without decoding, what has been trained on.
+
     Args:
-        dataset: name of a torchvision data set, "ImageNet" or "folder".
-        root: folder of the data.
+        dataset: name of a torchvision data set, "ImageNet", "folder" or "shards".
+        root: folder of the data, or shards.
         image_size: side of the square images, or their [rows, columns]. By default the data set's own size, or 224
             where its images differ in size.
         batch_size: images per batch. Training drops an incomplete last batch.
@@ -112,9 +134,11 @@ class ImageDataModule(pl.LightningDataModule):
         train_split: another split of the torchvision data set to train on: for STL10, "train" or "train+unlabeled", in
             which unlabelled images have the label -1.
         download: whether to download what is missing.
+        samples_per_epoch: read training shards as streams, that many images an epoch, over all ranks.
 
     Raises:
         ValueError: for an unknown data set or an argument out of range.
+        ImportError: from `setup`, if webdataset is missing for shards.
         FileNotFoundError: from `prepare_data` or `setup`, if the data are missing.
 
     Example:
@@ -136,9 +160,10 @@ class ImageDataModule(pl.LightningDataModule):
         std: list[float] | None = None,
         train_split: str | None = None,
         download: bool = True,
+        samples_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
-        names = [*KNOWN, "ImageNet", "folder"]
+        names = [*KNOWN, "ImageNet", "folder", "shards"]
         if dataset not in names:
             lower = {name.lower(): name for name in names}
             near = [lower[name] for name in difflib.get_close_matches(dataset.lower(), lower, cutoff=0.5)]
@@ -159,6 +184,11 @@ class ImageDataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
+        if samples_per_epoch is not None and (dataset != "shards" or samples_per_epoch < 1):
+            raise ValueError(
+                f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: only shards are read as a stream, "
+                "of 1 or more an epoch; an epoch of others has all of their images."
+            )
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         statistics = known.statistics if known else IMAGENET
         self.mean = statistics[0] if mean is None else mean
@@ -169,8 +199,8 @@ class ImageDataModule(pl.LightningDataModule):
                 f"mean={mean} and std={std} must have one number for each of {dataset}'s {channels} channels, "
                 "and std must be positive."
             )
-        self.dataset, self.root, self.train_split, self.download = dataset, Path(root), train_split, download
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.dataset, self.root, self.train_split, self.download = dataset, root, train_split, download
+        self.batch_size, self.num_workers, self.samples_per_epoch = batch_size, num_workers, samples_per_epoch
         self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip
         self._sets: dict[str, _Images] = {}
 
@@ -197,12 +227,16 @@ class ImageDataModule(pl.LightningDataModule):
                     f"{self.dataset} has {len(source)} training images, fewer than batch_size={self.batch_size}, and "
                     "incomplete batches are dropped: give a smaller batch_size."
                 )
-            self._sets[role] = _Images(source, self._transform(role, source), self.mean, self.std)
+            self._sets[role] = _Images(source, self._transform(role, source), self.mean, self.std, run_seed())
 
     def _open(self, role: str, download: bool) -> Any:
         if self.dataset in KNOWN:
-            return open_known(self.root, role, self.dataset, self.train_split, download)
-        return open_folder(self.root, role, self.dataset)
+            return open_known(Path(self.root), role, self.dataset, self.train_split, download)
+        if self.dataset == "shards":
+            kinds, workers = (IMG_EXTENSIONS,), self.num_workers
+            source = open_shards(self.root, role, kinds, self.samples_per_epoch, self.batch_size, workers, run_seed())
+            return None if source is None else Sharded(source)
+        return open_folder(Path(self.root), role, self.dataset)
 
     def _transform(self, role: str, source: Any) -> Callable[[Tensor], Tensor] | None:
         crop = role == "train" and self.crop_scale is not None and self.crop_scale[0] < 1
@@ -220,15 +254,16 @@ class ImageDataModule(pl.LightningDataModule):
     def _loader(self, role: str) -> DataLoader[ImageBatch | Tensor] | list[Any]:
         if role not in self._sets:
             return []  # Lightning's way to skip validation
-        training = role == "train"
-        return DataLoader(
-            self._sets[role],
+        images = self._sets[role]
+        order = Order(images, self.batch_size, self.trainer) if role == "train" else None
+        return (ResumableLoader if order else DataLoader)(
+            images,
             batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
+            sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
             collate_fn=_pass_on,
         )
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from jepa_lightning.data.order import Order, ResumableLoader
 from jepa_lightning.data.rendering import (
     HEADINGS,
     KINDS,
@@ -366,21 +367,21 @@ class MovingShapesDataModule(pl.LightningDataModule):
         self.val_set = MovingShapesDataset(num_val, num_frames, image_size, seed, "val")
         self.test_set = MovingShapesDataset(num_val, num_frames, image_size, seed, "test")
 
-    def _loader(self, dataset: MovingShapesDataset, training: bool = False) -> DataLoader[MovingShapesBatch]:
-        return DataLoader(
+    def _loader(self, dataset: MovingShapesDataset, sampler: Order | None = None) -> DataLoader[MovingShapesBatch]:
+        return (DataLoader if sampler is None else ResumableLoader)(
             dataset,
             batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
             collate_fn=MovingShapesDataset.collate,
         )
 
     def train_dataloader(self) -> DataLoader[MovingShapesBatch]:
         """Batches in random order, without an incomplete last one."""
-        return self._loader(self.train_set, training=True)
+        return self._loader(self.train_set, Order(self.train_set, self.batch_size, self.trainer))
 
     def val_dataloader(self) -> DataLoader[MovingShapesBatch]:
         """The held-out clips, in order."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from jepa_lightning.data.order import Order, ResumableLoader
 from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
 
 SPLITS = ("train", "val", "test")
@@ -179,21 +180,21 @@ class ShapesDataModule(pl.LightningDataModule):
         self.val_set = ShapesDataset(num_val, image_size, seed, "val")
         self.test_set = ShapesDataset(num_val, image_size, seed, "test")
 
-    def _loader(self, dataset: ShapesDataset, training: bool = False) -> DataLoader[ShapesBatch]:
-        return DataLoader(
+    def _loader(self, dataset: ShapesDataset, sampler: Order | None = None) -> DataLoader[ShapesBatch]:
+        return (DataLoader if sampler is None else ResumableLoader)(
             dataset,
             batch_size=self.batch_size,
-            shuffle=training,
-            drop_last=training,
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
             collate_fn=ShapesDataset.collate,
         )
 
     def train_dataloader(self) -> DataLoader[ShapesBatch]:
         """Batches in random order, without an incomplete last one."""
-        return self._loader(self.train_set, training=True)
+        return self._loader(self.train_set, Order(self.train_set, self.batch_size, self.trainer))
 
     def val_dataloader(self) -> DataLoader[ShapesBatch]:
         """The held-out images, in order."""

@@ -1,4 +1,4 @@
-"""Where images come from: torchvision's data sets by name, and folders.
+"""Where images come from: torchvision's data sets by name, folders, and webdataset shards.
 
 A source has a length, and an index gives an (image, label) pair: an 8-bit tensor `[C, H, W]` or a Pillow image, and a
 whole number or None.
@@ -6,6 +6,7 @@ whole number or None.
 
 import gzip
 import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ import torchvision
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from jepa_lightning.data.decoding import UnreadableError
+from jepa_lightning.data.shards import Source
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -92,11 +96,33 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
         path = self.paths[index]
+        return _read_image(path, path), None if self.labels is None else self.labels[index]
+
+
+class Sharded:
+    """Images in webdataset shards."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
+        entry = next(self.source.candidates(index))
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB"), None if self.labels is None else self.labels[index]
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
-            raise RuntimeError(f"{path} cannot be read as an image: {error}. Repair or remove it.") from error
+            content = entry.read()
+        except UnreadableError as error:
+            raise RuntimeError(f"{entry.name}: {error}. Repair or remove it.") from error
+        return _read_image(entry.name, BytesIO(content) if isinstance(content, bytes) else content), entry.label
+
+
+def _read_image(name: str, file: str | BytesIO) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
+        raise RuntimeError(f"{name} cannot be read as an image: {error}. Repair or remove it.") from error
 
 
 def open_folder(root: Path, role: str, dataset: str) -> Files | None:

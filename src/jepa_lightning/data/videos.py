@@ -10,28 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
 from jepa_lightning.data.images import _Fit, _pass_on
+from jepa_lightning.data.order import Draw, Order, ResumableLoader, rank_and_ranks, seeded
+from jepa_lightning.data.shards import PATIENCE, Entry, Listed, Source, open_shards
 from jepa_lightning.data.sources import IMAGENET, ROLES
-from jepa_lightning.data.video_sources import (
-    PATIENCE,
-    Draw,
-    Entry,
-    Listed,
-    Source,
-    Streamed,
-    open_folder,
-    open_list,
-    open_shards,
-    rank_and_ranks,
-)
+from jepa_lightning.data.video_sources import VIDEO_EXTENSIONS, open_folder, open_list
 
 _FEW = 1000  # videos that are too few to judge by how many of them are unreadable
 
@@ -103,7 +93,8 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         read_clips: from a path or bytes, a number of frames and the positions of clips.
         transform: of a clip `[T, 3, H, W]`.
         is_random: whether clips start at random.
-        num_frames: of the clips, where an index is all that is asked for.
+        num_frames: of the clips: batches have these lengths in turn, and where it is not told which batch a video is
+            for, the first.
         num_clips: from each video.
         seed: of all draws.
         mean: of each channel.
@@ -117,7 +108,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         read_clips: Callable[..., list[Tensor]],
         transform: Callable[[Tensor], Tensor],
         is_random: bool,
-        num_frames: int,
+        num_frames: list[int],
         num_clips: int,
         seed: int,
         mean: list[float],
@@ -132,33 +123,29 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, draws: list[Draw | int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
+    def __getitems__(self, indices: list[int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
         faulty: dict[str, str] = {}
-        clips, labels = zip(*(clip for draw in draws for clip in self._sample(draw, faulty)), strict=True)
+        clips, labels = zip(*(clip for index in indices for clip in self._sample(index, faulty)), strict=True)
         # Frames come before channels in the clips, and after them in the batch.
         video = torch.stack(clips).transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         video.mul_(self.scale).sub_(self.shift)
-        read = len(draws) + len(faulty)
+        read = len(indices) + len(faulty)
         if None not in labels:
             return VideoBatch(video, torch.tensor(labels)), faulty, read
         if any(label is not None for label in labels):
             raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
         return video, faulty, read
 
-    def _sample(self, draw: Draw | int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
-        if not isinstance(draw, Draw):
-            if isinstance(self.source, Streamed):
-                raise TypeError("shards are a stream: a video of theirs cannot be asked for by its index")
-            draw = Draw(draw, self.num_frames, 0)
+    def _sample(self, index: int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
+        draw = index if isinstance(index, Draw) else Draw(index, epoch=0, batch=0)
+        num_frames = self.num_frames[draw.batch % len(self.num_frames)]
         tried: dict[str, str] = {}
-        with torch.random.fork_rng(devices=()):
-            seed = np.random.SeedSequence([self.seed, draw.epoch, draw.video]).generate_state(1)[0]
-            torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would seed the accelerators too
-            for entry in self.source.candidates(draw):
+        with seeded(self.seed, draw):
+            for entry in self.source.candidates(index):
                 try:
-                    clips = self._read(entry, draw.num_frames)
+                    clips = self._read(entry, num_frames)
                     faulty |= tried
-                    return [(self._finish(clip, draw.num_frames), entry.label) for clip in clips]
+                    return [(self._finish(clip, num_frames), entry.label) for clip in clips]
                 except UnreadableError as error:
                     tried[entry.name] = str(error)
         raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
@@ -176,30 +163,19 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         return torch.cat([clip, clip[-1:].expand(num_frames - len(clip), -1, -1, -1)])
 
 
-class _Draws(DistributedSampler[Draw]):
-    """Videos in random order, with the number of frames that all clips of a batch have.
+class _Rounds(Order):
+    """Videos in random order, in as many batches as go through the lengths of clips again and again."""
 
-    Being a `DistributedSampler`, Lightning leaves it as it is and tells it the epoch.
-    """
-
-    def __init__(self, source: Sized, batch_size: int, num_frames: list[int], seed: int) -> None:
-        rank, ranks = rank_and_ranks()
-        super().__init__(source, ranks, rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
-        self.batch_size, self.num_frames = batch_size, num_frames
-
-    def __iter__(self) -> Iterator[Draw]:
-        indices, epoch = list(super().__iter__()), self.epoch
-        self.epoch += 1  # for loops of one's own, which tend to forget `set_epoch`
-        for position in range(len(self)):
-            num_frames = self.num_frames[position // self.batch_size % len(self.num_frames)]
-            yield Draw(int(indices[position]), num_frames, epoch)  # type: ignore[call-overload]
+    def __init__(self, videos: Sized, batch_size: int, lengths: int, trainer: Any, seed: int) -> None:
+        self.lengths = lengths
+        super().__init__(videos, batch_size, trainer, seed)
 
     def __len__(self) -> int:
-        per_round = self.batch_size * len(self.num_frames)
+        per_round = self.batch_size * self.lengths
         return self.num_samples // per_round * per_round
 
 
-class _Loader(DataLoader[Any]):
+class _Loader(ResumableLoader):
     """Keeps what could not be read out of the batches, and tells it in the one process that sees all of them."""
 
     dataset: _Videos
@@ -231,9 +207,11 @@ class VideoDataModule(pl.LightningDataModule):
       ones start from the folder of the list (the official code's from the working directory).
     - `shards`: tar files of `key.mp4` with `key.cls` or `key.json` (its `label`), or neither, read by the webdataset
       library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or URL of
-      training shards such as `https://example.org/{000..099}.tar`. In training, every worker of every rank reads other
-      shards, so there must be as many; an epoch has `samples_per_epoch` videos, and begins anew with shards in an order
-      of its own. Validation shards are files.
+      training shards such as `https://example.org/{000..099}.tar` or `pipe:aws s3 cp s3://bucket/{000..099}.tar -`. An
+      epoch has each video of shards that are files once, in any order, which asks for fast disks. With
+      `samples_per_epoch`, shards of any place are streams: every worker of every rank reads shards of its own from
+      beginning to end, so there must be as many, in an order of each epoch's. An epoch is cut off at that many videos,
+      and each comes once where it has all of them and every worker has as many.
 
     Which frames: every `frame_stride`-th or, with a `frame_rate`, those on screen at that many times a second by the
     file's own timestamps, whether its rate is constant or not (the official code rounds to a stride). A clip that is
@@ -241,7 +219,9 @@ class VideoDataModule(pl.LightningDataModule):
     itself, and starts at random in it in training, in its middle otherwise (in the official code it is the video that
     is divided, and clips that do not start at random start with their part).
 
-    Order, starts and crops are a function of the seed and the epoch; with shards, also of the number of workers.
+    Order, starts and crops are a function of the seed and the epoch, also where a training is resumed in an epoch; of
+    streams, also of the number of workers and ranks, and an epoch is resumed by reading again, without decoding, what
+    has been trained on. Only where unreadable videos of a stream have been replaced, some of it comes twice.
 
     A file that cannot be read is replaced by another, drawn likewise. At the end of an epoch a warning counts and names
     them (`faulty` has all); too many are an error. From a damaged file, decoders may still make disturbed frames.
@@ -267,7 +247,7 @@ class VideoDataModule(pl.LightningDataModule):
         min_frames: of a video, or it counts as unreadable. Images are exempt.
         max_faulty: share of the videos read, or of the first 1000, that may be unreadable. Whatever it is, ten
             unreadable ones in a row are an error.
-        samples_per_epoch: videos in an epoch of training from shards, over all ranks.
+        samples_per_epoch: read training shards as streams, that many videos an epoch, over all ranks.
         decoder: "torchcodec", "pyav", or "auto" for torchcodec where it works, with PyAV for files that it cannot read.
         seed: of all draws, at least 0.
 
@@ -345,10 +325,10 @@ class VideoDataModule(pl.LightningDataModule):
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to decode in the training process.")
         if not 0 <= max_faulty < 1:
             raise ValueError(f"max_faulty={max_faulty} must be a share of the videos, from 0 to below 1.")
-        if (samples_per_epoch is None) == (dataset == "shards"):
+        if samples_per_epoch is not None and dataset != "shards":
             raise ValueError(
-                f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: shards need it, since nobody knows "
-                "how many videos they hold, and nothing else does."
+                f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: an epoch has all of its videos; only "
+                "shards are read as a stream of any length."
             )
         if seed < 0:
             raise ValueError(f"seed={seed} is negative; give an integer from 0.")
@@ -400,7 +380,7 @@ class VideoDataModule(pl.LightningDataModule):
                 read,
                 self._transform(role),
                 role == "train",
-                self.num_frames[0],
+                self.num_frames,
                 self.num_clips,
                 self.seed,
                 self.mean,
@@ -409,8 +389,11 @@ class VideoDataModule(pl.LightningDataModule):
             )
 
     def _open(self, role: str) -> Source | None:
-        if self.samples_per_epoch is not None:
-            return open_shards(self.root, role, self.samples_per_epoch, self.seed)
+        if self.dataset == "shards":
+            kinds = VIDEO_EXTENSIONS, IMG_EXTENSIONS
+            return open_shards(
+                self.root, role, kinds, self.samples_per_epoch, self.batch_size, self.num_workers, self.seed
+            )
         entries = (open_list if self.dataset == "csv" else open_folder)(Path(self.root), role)
         return None if entries is None else Listed(entries)
 
@@ -422,11 +405,6 @@ class VideoDataModule(pl.LightningDataModule):
                 f"there are {len(source)} training videos (samples_per_epoch, for shards), fewer than the {needed} of "
                 f"batch_size={self.batch_size} for each of the lengths num_frames={self.num_frames} on {ranks} ranks, "
                 "and incomplete batches are dropped: give a smaller batch_size."
-            )
-        if isinstance(source, Streamed) and len(source.shards) < ranks * max(1, self.num_workers):
-            raise ValueError(
-                f"num_workers={self.num_workers} on {ranks} ranks are too many for {len(source.shards)} shards, since "
-                "each worker reads shards of its own: give fewer workers, or smaller shards."
             )
 
     def _transform(self, role: str) -> Callable[[Tensor], Tensor]:
@@ -440,14 +418,15 @@ class VideoDataModule(pl.LightningDataModule):
     def _loader(self, role: str) -> _Loader | list[Any]:
         if role not in self._sets:
             return []  # Lightning's way to skip validation
-        videos = self._sets[role]
+        videos, lengths = self._sets[role], len(self.num_frames)
         return _Loader(
             videos,
             batch_size=self.batch_size,
-            sampler=_Draws(videos, self.batch_size, self.num_frames, self.seed) if role == "train" else None,
+            sampler=_Rounds(videos, self.batch_size, lengths, self.trainer, self.seed) if role == "train" else None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
             collate_fn=_pass_on,
         )
 
