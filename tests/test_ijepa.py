@@ -3,6 +3,7 @@
 import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -74,7 +75,8 @@ def test_sizes(image_size: Any, patch_size: Any, channels: int) -> None:
 
 def test_encoder_without_blocks_in_closed_form() -> None:
     """Patches in raster order times the weights of the convolution, plus the position, normalised."""
-    encoder = VisionTransformer((12, 20), (3, 5), in_channels=2, embed_dim=8, depth=0, num_heads=1)
+    encoder = VisionTransformer((12, 20), (3, 5), in_channels=2, embed_dim=8, depth=1, num_heads=1)
+    encoder.blocks = encoder.blocks[:0]
     images = random_images(2, (12, 20), 2)
     patches = F.unfold(images, (3, 5), stride=(3, 5)).mT
     tokens = patches @ encoder.patch_embed.proj.weight.flatten(1).T + encoder.pos_embed
@@ -87,7 +89,8 @@ def test_encoder_without_blocks_in_closed_form() -> None:
 
 def test_positions_by_hand() -> None:
     """Column first, then row; each as sines, then cosines, of the place at frequencies from 1 down to 1/10000."""
-    encoder = VisionTransformer((4, 6), (2, 2), embed_dim=16, depth=0, num_heads=1)
+    encoder = VisionTransformer((4, 6), (2, 2), embed_dim=16, depth=1, num_heads=1)
+    encoder.blocks = encoder.blocks[:0]
     row, column = 1, 2
     angles = [[place / 10000 ** (k / 4) for k in range(4)] for place in (column, row)]
     expected = [f(angle) for half in angles for f in (math.sin, math.cos) for angle in half]
@@ -172,6 +175,7 @@ def test_energy_and_loss(distance: Any, reference: Any) -> None:
 
 def test_masks_follow_seed_epoch_batch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny().train()
+    module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
 
     def drawn(batch_idx: int = 0, epoch: int = 0, rank: int = 0, seed: int = 1) -> Tensor:
         torch.manual_seed(seed)
@@ -476,6 +480,15 @@ def test_a_module_fits_twice(tmp_path: Path) -> None:
 class OwnOptimizer(IJEPA):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.context_encoder.parameters(), lr=0.05)
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_fused_optimizer(precision: str, fused: bool) -> None:
+    """Not with a gradient scaler: Lightning then refuses to clip, and we would clip gradients that are still scaled."""
+    module = tiny()
+    module._trainer = SimpleNamespace(estimated_stepping_batches=4, precision=precision)  # type: ignore[assignment]
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert optimizer.defaults["fused"] is fused
 
 
 def test_own_optimizer(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rotary positions, encoder and predictor of clips, and attentive pooling, against other libraries and by hand."""
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from transformers import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler, rotate_queries_or_keys
 
-from jepa_lightning.networks import AttentivePooler, VideoPredictor, VideoTransformer, gather_tokens
+from jepa_lightning.networks import AttentivePooler, Predictor, VideoPredictor, VideoTransformer, gather_tokens, linear
+from jepa_lightning.networks.linear import AVX512, Linear
 from jepa_lightning.networks.rotary import RotaryBlock, rotate, rotation
 
 POSITIONS = ("sincos", "rope", "tiled_rope")
@@ -129,6 +131,99 @@ def test_a_block_without_rotation_is_timms() -> None:
     assert (turned - block(x, None)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("rotary", [False, True])
+def test_last_tokens_alone(rotary: bool) -> None:
+    """They, and the gradients, are those of a block that computes all; the other tokens have no MLP."""
+    block, x = eager(RotaryBlock(24, num_heads=2)), random(3, 7, 24).requires_grad_()
+    by = rotation(torch.arange(7).expand(3, -1), (2, 2, 2), 12) if rotary else None
+    seen: list[tuple[int, ...]] = []
+    block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    expected, found = block(x, by)[:, -2:], block(x, by, last=2)
+    close(found, expected)
+    assert seen == [(3, 7, 24), (3, 2, 24)]
+    inputs, upstream = [x, *block.parameters()], random(3, 2, 24, seed=1)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        close(ours / theirs.abs().max(), theirs / theirs.abs().max())
+
+
+@pytest.mark.parametrize("make", [VideoPredictor, Predictor])
+def test_the_last_block_of_a_predictor_computes_what_is_predicted(make: Any) -> None:
+    grid = (4, 8) if make is Predictor else (2, 4, 4)
+    network, order = make(grid, 24, 16, depth=2, num_heads=2), shuffled(2, 32)
+    seen: list[int] = []
+    for block in network.predictor_blocks:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    network(random(2, 9, 24), order[:, :9], order[:, 9:].view(2, 1, 23))
+    assert seen == [9 + 23, 23]
+
+
+# --- Linear layers ---------------------------------------------------------------------------------------------------
+
+
+def by_onednn(output: Tensor) -> bool:
+    return "OneDNN" in type(output.grad_fn).__name__
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 160), (160, 96)])
+@pytest.mark.parametrize("shape", [(300,), (5, 60), (3, 4, 25)])
+def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, outputs: int, bias: bool) -> None:
+    layer = Linear(inputs, outputs, bias=bias)
+    x = random(*shape, inputs).requires_grad_()
+    upstream = random(*shape, outputs, seed=1)
+    double = copy.deepcopy(layer).double()
+    y = x.detach().double().requires_grad_()
+    expected = F.linear(y, double.weight, double.bias)
+    expected.backward(upstream.double())
+    output = layer(x)
+    assert by_onednn(output) == AVX512
+    output.backward(upstream)
+    pairs = [(output, expected), (x.grad, y.grad), (layer.weight.grad, double.weight.grad)]
+    for ours, theirs in pairs + ([(layer.bias.grad, double.bias.grad)] if bias else []):
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_linear_layers_take_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transposed inputs, gradients that are one number over and over, a single vector, and none at all."""
+    monkeypatch.setattr(linear, "LEAST", 0)
+    layer, x = Linear(6, 10), random(6, 4, 3).permute(2, 1, 0).requires_grad_()
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, 4, 6))
+    torch.testing.assert_close(layer.weight.grad, x.sum((0, 1)).expand(10, 6))
+    assert layer.bias.grad.tolist() == [12.0] * 10
+    for rows in ((), (0,), (2, 0)):
+        one = random(*rows, 6)
+        torch.testing.assert_close(layer(one), F.linear(one, layer.weight, layer.bias))
+
+
+def test_frozen_linear_layers_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(128, 128).requires_grad_(False), random(256, 128).requires_grad_()
+    product, calls = linear._product, []
+    monkeypatch.setattr(linear, "_product", lambda *factors: calls.append(1) or product(*factors))
+    layer(x).sum().backward()
+    assert len(calls) == (2 if AVX512 else 0)  # forward, and the gradient of the inputs
+    assert layer.weight.grad is None is layer.bias.grad
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(256, -1))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_where_linear_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half and double precision, few numbers, `torch.compile`, and where oneDNN is switched off."""
+    layer, x = Linear(128, 128), random(256, 128)
+    assert by_onednn(layer(x)) == AVX512
+    assert not by_onednn(layer(x[:16]))
+    assert not by_onednn(copy.deepcopy(layer).double()(x.double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not by_onednn(layer(x))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not by_onednn(layer(x))
+
+
 # --- Encoder ---------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +240,8 @@ def encoder(
 
 def test_encoder_without_blocks_in_closed_form() -> None:
     """Tubelets in raster order times the weights of the convolution, plus the position, normalised."""
-    network = VideoTransformer((6, 20), 6, (3, 5), 3, in_channels=2, embed_dim=8, depth=0, num_heads=1)
+    network = VideoTransformer((6, 20), 6, (3, 5), 3, in_channels=2, embed_dim=8, depth=1, num_heads=1)
+    network.blocks = network.blocks[:0]
     clips = random_clips(2, 6, (6, 20), 2)
     tubelets = [
         clips[:, :, t : t + 3, row : row + 3, column : column + 5].flatten(1)
@@ -158,7 +254,8 @@ def test_encoder_without_blocks_in_closed_form() -> None:
     indices = torch.tensor([[3, 0, 15], [7, 8, 1]])
     torch.testing.assert_close(network(clips, indices), gather_tokens(expected, indices))
     for positions in ("rope", "tiled_rope"):
-        rotary = VideoTransformer((6, 20), 6, (3, 5), 3, 2, 8, depth=0, num_heads=1, positions=positions)
+        rotary = VideoTransformer((6, 20), 6, (3, 5), 3, 2, 8, depth=1, num_heads=1, positions=positions)
+        rotary.blocks = rotary.blocks[:0]
         rotary.load_state_dict({n: value for n, value in network.state_dict().items() if n != "pos_embed"})
         torch.testing.assert_close(rotary(clips), F.layer_norm(tokens - network.pos_embed, (8,), eps=1e-6))
 
@@ -166,7 +263,8 @@ def test_encoder_without_blocks_in_closed_form() -> None:
 @pytest.mark.parametrize(("dim", "share"), [(24, 8), (16, 6), (20, 8), (32, 12)])
 def test_positions_by_hand(dim: int, share: int) -> None:
     """Frame, row, column; each as sines, then cosines, at frequencies from 1 down; what goes beyond is cut off."""
-    network = VideoTransformer((8, 16), 6, (4, 4), 2, embed_dim=dim, depth=0, num_heads=1)
+    network = VideoTransformer((8, 16), 6, (4, 4), 2, embed_dim=dim, depth=1, num_heads=1)
+    network.blocks = network.blocks[:0]
     assert network.grid == (3, 2, 4)
     for frame, row, column in itertools.product(range(3), range(2), range(4)):
         angles = [[place / 10000 ** (2 * k / share) for k in range(share // 2)] for place in (frame, row, column)]
@@ -318,7 +416,8 @@ def predictor(grid: Sequence[int] = (2, 4, 4), positions: Any = "sincos", depth:
 
 
 def test_predictor_without_blocks_in_closed_form() -> None:
-    network, context, order = predictor(depth=0), random(2, 9, 24), shuffled(2, 32)
+    network, context, order = predictor(depth=1), random(2, 9, 24), shuffled(2, 32)
+    network.predictor_blocks = network.predictor_blocks[:0]
     targets = order[:, 9:].view(2, 1, 23)
     for index in range(3):
         tokens = network.mask_tokens[index] + gather_tokens(

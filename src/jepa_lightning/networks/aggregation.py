@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 
+from jepa_lightning.networks.linear import Linear, Mlp
 from jepa_lightning.networks.tokens import init_transformer
 
 
@@ -21,10 +21,10 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, queries: Tensor, tokens: Tensor, picked: Tensor | None, visible: Tensor | None) -> Tensor:
         """Queries `[B, Q, D]` over tokens `[B, N, D]`; see `ClassAttentionBlock`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
+from jepa_lightning.networks.linear import Mlp
 from jepa_lightning.networks.rotary import RotaryBlock
 from jepa_lightning.networks.tokens import init_transformer
 
@@ -67,5 +67,5 @@ class AttentivePooler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens `[B, N, D]` to `[B, D]`."""
         for block in self.blocks:
-            x = block(x, None)
+            x = block(x)
         return self.cross_attention(self.query.expand(len(x), -1, -1), x).squeeze(1)

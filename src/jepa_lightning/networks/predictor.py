@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from jepa_lightning.networks.tokens import gather_tokens, init_transformer, sincos_positions
+from jepa_lightning.networks.linear import Linear
+from jepa_lightning.networks.rotary import RotaryBlock
+from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
 
 
 class Predictor(nn.Module):
@@ -30,17 +29,15 @@ class Predictor(nn.Module):
         self, grid: Sequence[int], embed_dim: int, predictor_embed_dim: int = 384, depth: int = 6, num_heads: int = 6
     ) -> None:
         super().__init__()
+        check_sizes(predictor_embed_dim=predictor_embed_dim, predictor_depth=depth, num_heads=num_heads)
         if predictor_embed_dim % num_heads:
             raise ValueError(f"a predictor of width {predictor_embed_dim} cannot be split among {num_heads} heads")
-        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
-        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed = Linear(embed_dim, predictor_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, predictor_embed_dim))
         self.predictor_pos_embed = nn.Parameter(sincos_positions(grid, predictor_embed_dim), requires_grad=False)
-        self.predictor_blocks = nn.Sequential(
-            *(Block(predictor_embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
-        )
-        self.predictor_norm = norm_layer(predictor_embed_dim)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.predictor_blocks = nn.Sequential(*(RotaryBlock(predictor_embed_dim, num_heads) for _ in range(depth)))
+        self.predictor_norm = nn.LayerNorm(predictor_embed_dim, eps=1e-6)
+        self.predictor_proj = Linear(predictor_embed_dim, embed_dim)
         self.apply(init_transformer)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -62,5 +59,6 @@ class Predictor(nn.Module):
         context = self.predictor_embed(context) + gather_tokens(positions, context_indices)
         queries = self.mask_token + gather_tokens(positions, blocks)
         tokens = torch.cat([context.repeat_interleave(num_blocks, dim=0), queries.flatten(0, 1)], dim=1)
-        predicted = self.predictor_norm(self.predictor_blocks(tokens)[:, -block_size:])
-        return self.predictor_proj(predicted).view(*target_indices.shape, -1)
+        for number, block in enumerate(self.predictor_blocks, start=1):
+            tokens = block(tokens, last=block_size if number == len(self.predictor_blocks) else 0)
+        return self.predictor_proj(self.predictor_norm(tokens[:, -block_size:])).view(*target_indices.shape, -1)

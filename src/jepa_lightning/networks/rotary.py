@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
+
+from jepa_lightning.networks.linear import Linear, Mlp
 
 
 class Rotation(NamedTuple):
@@ -56,7 +57,7 @@ def rotation(places: Tensor, grid: Sequence[int], head_dim: int, tiled: bool = F
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Rotate queries or keys `[B, heads, K, d]`, in float32 whatever their type."""
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped = x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)  # as flip, which takes twice as long
     return (x * by.cos + swapped * by.sin).to(x.dtype)
 
 
@@ -66,19 +67,20 @@ class RotaryAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, by: Rotation | None) -> Tensor:
-        """Attend, `[B, K, dim]` to `[B, K, dim]`; without rotation where the tokens hold their positions themselves."""
+    def forward(self, x: Tensor, by: Rotation | None = None, last: int = 0) -> Tensor:
+        """Attend, see `RotaryBlock`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q[:, :, -last:], k, v)
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class RotaryBlock(nn.Module):
-    """A pre-norm transformer block with rotary positions.
+    """A pre-norm transformer block, with rotary positions or, without a rotation, none of its own.
 
     The rotation is the caller's: it depends on the places only, so one serves all blocks of a forward pass.
     """
@@ -90,7 +92,17 @@ class RotaryBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, by: Rotation | None) -> Tensor:
-        """`[B, K, dim]` to `[B, K, dim]`."""
-        x = x + self.attn(self.norm1(x), by)
+    def forward(self, x: Tensor, by: Rotation | None = None, last: int = 0) -> Tensor:
+        """Let all tokens attend to all.
+
+        Args:
+            x: tokens `[B, K, dim]`.
+            by: how queries and keys are rotated; not at all where the tokens hold their positions themselves.
+            last: how many of the last tokens are wanted, where nobody reads the others: these save their MLP. All with
+                zero.
+
+        Returns:
+            `[B, K, dim]`, or `[B, last, dim]`.
+        """
+        x = x[:, -last:] + self.attn(self.norm1(x), by, last)
         return x + self.mlp(self.norm2(x))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from jepa_lightning.networks.linear import Linear
 from jepa_lightning.networks.rotary import RotaryBlock, rotation
-from jepa_lightning.networks.tokens import gather_tokens, init_transformer, sincos_positions
+from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
 from jepa_lightning.networks.video_transformer import Positions, rescale_residuals
 
 
@@ -38,19 +39,20 @@ class VideoPredictor(nn.Module):
         positions: Positions = "sincos",
     ) -> None:
         super().__init__()
+        check_sizes(predictor_embed_dim=predictor_embed_dim, predictor_depth=depth, num_heads=num_heads)
         if predictor_embed_dim % num_heads:
             raise ValueError(f"a predictor of width {predictor_embed_dim} cannot be split among {num_heads} heads")
         self.grid = tuple(grid)
         self.positions = positions
         self.head_dim = predictor_embed_dim // num_heads
-        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed = Linear(embed_dim, predictor_embed_dim)
         self.mask_tokens = nn.ParameterList(torch.zeros(1, 1, predictor_embed_dim) for _ in range(num_mask_tokens))
         if positions == "sincos":
             pos_embed = sincos_positions(grid, predictor_embed_dim)
             self.predictor_pos_embed = nn.Parameter(pos_embed, requires_grad=False)
         self.predictor_blocks = nn.ModuleList(RotaryBlock(predictor_embed_dim, num_heads) for _ in range(depth))
         self.predictor_norm = nn.LayerNorm(predictor_embed_dim, eps=1e-6)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.predictor_proj = Linear(predictor_embed_dim, embed_dim)
         self.apply(init_transformer)
         if positions != "sincos":
             rescale_residuals(self.predictor_blocks)
@@ -89,7 +91,7 @@ class VideoPredictor(nn.Module):
             tokens = tokens + gather_tokens(positions.expand(len(tokens), -1, -1), places)
         else:
             by = rotation(places, grid, self.head_dim, tiled=self.positions == "tiled_rope")
-        for block in self.predictor_blocks:
-            tokens = block(tokens, by)
+        for number, block in enumerate(self.predictor_blocks, start=1):
+            tokens = block(tokens, by, last=sets.shape[2] if number == len(self.predictor_blocks) else 0)
         predicted = self.predictor_norm(tokens[:, -sets.shape[2] :])
         return self.predictor_proj(predicted).view(*target_indices.shape, -1)

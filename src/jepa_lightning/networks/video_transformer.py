@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lightning.networks.rotary import RotaryBlock, rotation
-from jepa_lightning.networks.tokens import gather_tokens, init_transformer, sincos_positions
+from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
 
 Positions = Literal["sincos", "rope", "tiled_rope"]
 
@@ -69,6 +69,9 @@ class VideoTransformer(nn.Module):
         positions: Positions = "sincos",
     ) -> None:
         super().__init__()
+        check_sizes(in_channels=in_channels, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], tubelet_size=tubelet_size)
+        check_sizes(rows=image_size[0], columns=image_size[1], num_frames=num_frames)
         size, cell = (num_frames, *image_size), (tubelet_size, *patch_size)
         if any(length % part for length, part in zip(size, cell, strict=True)):
             raise ValueError(f"a clip of {size} (frames, rows, columns) cannot be cut into tubelets of {cell}")

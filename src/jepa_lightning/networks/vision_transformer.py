@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from jepa_lightning.networks.tokens import gather_tokens, init_transformer, sincos_positions
+from jepa_lightning.networks.rotary import RotaryBlock
+from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
 
 
 class VisionTransformer(nn.Module):
@@ -48,6 +46,8 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
+        check_sizes(in_channels=in_channels, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], rows=image_size[0], columns=image_size[1])
         if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
             raise ValueError(
                 f"an image of {tuple(image_size)} pixels cannot be cut into patches of {tuple(patch_size)}"
@@ -61,11 +61,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(None, self.patch_size, in_channels, embed_dim)  # type: ignore[arg-type]
         # A parameter without gradient and no buffer: so it stands in the official checkpoints and parameter counts.
         self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=False)
-        norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.Sequential(
-            *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
-        )
-        self.norm = norm_layer(embed_dim)
+        self.blocks = nn.Sequential(*(RotaryBlock(embed_dim, num_heads, mlp_ratio) for _ in range(depth)))
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.init_weights()
 
     def init_weights(self) -> None:
