@@ -87,9 +87,9 @@ def test_another_size(method: str) -> None:
     assert module.context_encoder.grid == module.predictor.grid == encoder.grid == (4, 2, 6)
     state = official(method)["target_encoder"]
     if method == "vjepa":
-        fresh = VideoTransformer((16, 48), 8, (8, 8), embed_dim=48, depth=0, num_heads=3)
+        fresh = VideoTransformer((16, 48), 8, (8, 8), embed_dim=48, depth=1, num_heads=3)
         state["pos_embed"] = fresh.pos_embed
-        positions = VideoPredictor((4, 2, 6), 48, 24, 0, 3).predictor_pos_embed
+        positions = VideoPredictor((4, 2, 6), 48, 24, 1, 3).predictor_pos_embed
         assert torch.equal(module.predictor.predictor_pos_embed, positions)
     for network in (encoder, module.target_encoder):
         assert_same(network, state)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,6 +43,7 @@ from jepa_lightning.cli import main
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.masking import Masks
 from jepa_lightning.metrics import FeatureStd, feature_std, moments
+from jepa_lightning.networks import linear
 
 METHODS: dict[str, type[VJEPA]] = {"vjepa": VJEPA, "vjepa2": VJEPA2}
 
@@ -116,9 +118,11 @@ def test_forward(method: str) -> None:
     assert module.loss(several)["loss"].item() == pytest.approx(written, rel=1e-6)
 
 
+@pytest.mark.parametrize("least", [linear.LEAST, 0], ids=["torch", "oneDNN"])
 @pytest.mark.parametrize("method", METHODS)
-def test_training_step(method: str) -> None:
+def test_training_step(method: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients, and the weights after the library's own AdamW and EMA step in a Trainer."""
+    monkeypatch.setattr(linear, "LEAST", least)
     config = json.loads((GOLDEN_VIDEO[method] / "config.json").read_text())
     lr, decay, momentum = config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["momentum"]
     module = golden(
@@ -271,6 +275,7 @@ def test_masks_of_a_users_own() -> None:
 
 def test_masks_follow_seed_epoch_batch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny().train()
+    module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
 
     def drawn(batch_idx: int = 0, epoch: int = 0, rank: int = 0, seed: int = 1) -> Tensor:
         torch.manual_seed(seed)
@@ -352,14 +357,14 @@ def test_clips_of_many_sizes_and_images_in_one_training(method: str, tmp_path: P
     module = tiny(METHODS[method], lr=1e-2, start_lr=1e-2, momentum=(0.99, 0.99))
     batches, steps = batches_of(MIXED), Steps()
     before = weights(module)
-    trainer = quiet_trainer(tmp_path, max_epochs=15, callbacks=[steps], check_val_every_n_epoch=15)
+    trainer = quiet_trainer(tmp_path, max_epochs=25, callbacks=[steps], check_val_every_n_epoch=25)
     module.eval()
     masks = [module.draw_masks(4, index, module.grid(batch)) for index, batch in enumerate(batches)]
     latents = [module.latents(batch, drawn) for batch, drawn in zip(batches, masks, strict=True)]
     first = np.array([module.loss(several)["loss"].item() for several in latents])
     trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     grids = [(2, 4, 4), (1, 4, 4), (4, 2, 6), (1, 6, 4), (2, 6, 4), (1, 4, 4)]
-    for outputs, (frames, rows, columns) in zip(steps.train, grids * 15, strict=True):
+    for outputs, (frames, rows, columns) in zip(steps.train, grids * 25, strict=True):
         tokens = frames * rows * columns
         assert outputs["latents"][0].features.shape == (4, tokens, 24)
         for kind, masking in zip(outputs["masks"], module.masking, strict=True):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jepa_lightning.checkpoints.hugging_face import read_hugging_face
 from jepa_lightning.checkpoints.sizes import (
@@ -212,6 +213,9 @@ def _load(network: nn.Module, state: StateDict, name: str) -> None:
             del state[positions]
         elif state[positions].shape != own[positions].shape or _of_another_grid(network, state[positions]):
             state[positions] = own[positions]
+    for entry, whole in own.items():
+        if isinstance(whole, DTensor) and entry in state and state[entry].shape == whole.shape:
+            state[entry] = distribute_tensor(state[entry].to(whole.device), whole.device_mesh, whole.placements)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

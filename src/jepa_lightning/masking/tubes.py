@@ -198,6 +198,11 @@ class RandomTubeMasking:
 class MaskingList(list[Any]):
     """Several maskings, of which each makes a prediction: V-JEPA's short-range and long-range masks."""
 
+    @property
+    def official(self) -> bool:
+        """Whether any of them has the official sampler."""
+        return any(getattr(masking, "official", False) for masking in self)
+
     def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> list[Masks]:
         """The masks of each."""
         return [masking(batch_size, grid, generator) for masking in self]

@@ -171,8 +171,15 @@ class JEPA(pl.LightningModule):
 
     def _step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         observation = batch if isinstance(batch, Tensor) else batch[0]
-        masks = self.draw_masks(len(observation), batch_idx, self.grid(observation))
+        grid = self.grid(observation)
+        masks = self.draw_masks(len(observation), batch_idx, grid)
         latents = self.latents(observation, masks)
+        features = (latents[0] if isinstance(latents, list) else latents).features
+        if features is not None and features.shape[1] != math.prod(grid):
+            raise ValueError(
+                f"observations {list(observation.shape)} have {features.shape[1]} tokens, but the masks are drawn for "
+                f"a grid of {tuple(grid)}: give module and data the same size (image_size, num_frames)"
+            )
         terms = self.loss(latents)
         training = stage == "train"
         for name, value in terms.items():
@@ -194,7 +201,8 @@ class JEPA(pl.LightningModule):
         """The masks of a batch: a function of seed, epoch and batch, so that a resumed run draws the same.
 
         They are drawn for the batches of all processes at once, and each process takes those of its own samples, every
-        W-th of W processes: so the masks of a sample do not depend on the number of processes.
+        W-th of W processes: so the masks of a sample do not depend on the number of processes. Official masks, which
+        are cut to the shortest of a batch, are drawn by each process for its own.
 
         Args:
             batch_size: number of observations.
@@ -203,11 +211,13 @@ class JEPA(pl.LightningModule):
         """
         epoch = self.current_epoch if self.training else -1
         ranks = 1 if self._trainer is None else self._trainer.world_size
-        # The zero was the rank in earlier versions, whose trainings on one process keep their masks.
-        seed = hash((torch.initial_seed(), epoch, batch_idx, 0)) % 2**63
+        apart = ranks == 1 or getattr(self.masking, "official", False)
+        seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank if apart else 0)) % 2**63
         generator = Generator(self.device).manual_seed(seed)
-        masks = self.masking(ranks * batch_size, grid or self.context_encoder.grid, generator=generator)
-        return masks if ranks == 1 else _every(ranks, masks, start=self.global_rank)
+        grid = grid or self.context_encoder.grid
+        if apart:
+            return self.masking(batch_size, grid, generator=generator)
+        return _every(ranks, self.masking(ranks * batch_size, grid, generator=generator), start=self.global_rank)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """Load the weights of a checkpoint.
@@ -271,11 +281,6 @@ class JEPA(pl.LightningModule):
         given = {type(callback) for callback in self.trainer.callbacks}
         return [callback for callback in callbacks if not any(issubclass(kind, type(callback)) for kind in given)]
 
-    def setup(self, stage: str) -> None:
-        """Start from `weights`, unless a checkpoint of this run is being resumed."""
-        if stage == "fit" and self.hparams.weights is not None and self.trainer.ckpt_path is None:
-            load_networks(self, read_networks(self.hparams.weights))
-
     def configure_model(self) -> None:
         """Shard the networks where the strategy is `ModelParallelStrategy` (FSDP2), the teachers as their students.
 
@@ -318,9 +323,11 @@ class JEPA(pl.LightningModule):
         self._generators = {}
 
     def on_fit_start(self) -> None:
-        """Keep quiet about what is as it should be."""
-        # Lightning warns of modules in evaluation mode, which a teacher is in.
+        """Start from `weights`, unless a checkpoint of this run is being resumed."""
+        # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        if self.hparams.weights is not None and self.trainer.ckpt_path is None:
+            load_networks(self, read_networks(self.hparams.weights))
 
 
 def _every(step: int, masks: Any, start: int) -> Any:
