@@ -226,6 +226,20 @@ def test_given_values_win_over_the_checkpoint() -> None:
     assert yaml.safe_load((newest / "config.yaml").read_text())["model"]["init_args"]["distance"] == "l1"
 
 
+def test_the_last_checkpoint_of_earlier_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """`--ckpt_path last` goes on from the newest run's, whose folder is not the new one's; without any, it starts."""
+    saving = "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {save_last: true}}"
+    command = ["fit", *MODEL, *DATA, *RUN, saving, SPY, "--ckpt_path=last"]
+    with pytest.warns(UserWarning, match="last"):
+        main([*command, "--trainer.max_epochs=1"])
+    assert Spy.seen["trainer"].global_step == 2
+    main([*command, "--trainer.max_epochs=2"])
+    assert Spy.seen["trainer"].global_step == 4
+    assert len(Spy.seen["lr"]) == 2  # the steps of the second epoch only
+    main([*command, "--trainer.max_epochs=3"])
+    assert len(Spy.seen["lr"]) == 2
+
+
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))

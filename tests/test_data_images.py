@@ -187,14 +187,45 @@ def test_workers_give_the_same_images(tmp_path: Path) -> None:
         assert torch.equal(a.label, b.label)
 
 
-def test_corrupt_image_is_named(tmp_path: Path) -> None:
-    path, _ = write_images(tmp_path, "train/a/bad.png", "train/a/good.png")
-    for content in (path.read_bytes()[:300], b"not an image"):
-        path.write_bytes(content)
-        datamodule = ImageDataModule("folder", str(tmp_path), 16, batch_size=2, num_workers=0)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_corrupt_images_are_skipped(num_workers: int, tmp_path: Path) -> None:
+    """Cut short, no image at all, and empty: the next ones take their places, and one warning names all three."""
+    paths = write_images(tmp_path, *(f"train/{kind}/{number:02}.png" for kind in "ab" for number in range(20)))
+    spoilt = {3: paths[3].read_bytes()[:300], 4: b"not an image", 39: b""}
+    for number, content in spoilt.items():
+        paths[number].write_bytes(content)
+    datamodule = ImageDataModule("folder", str(tmp_path), 16, 8, num_workers, crop_scale=None)
+    datamodule.setup("fit")
+    with pytest.warns(UserWarning, match=r"3 of 40 images cannot be read: .*others take their places") as caught:
+        batches = list(datamodule.train_dataloader())
+    (message,) = (str(each.message) for each in caught if "cannot be read" in str(each.message))
+    assert all(str(paths[number]) in message for number in spoilt)
+    assert [len(batch.image) for batch in batches] == [8] * 5
+    labels = torch.cat([batch.label for batch in batches])
+    assert labels.bincount().tolist() == [21, 19]  # the first of all follows on the last
+    assert torch.cat([batch.image for batch in batches]).isfinite().all()
+
+
+def test_too_many_corrupt_images(tmp_path: Path) -> None:
+    path, other = write_images(tmp_path, "train/a/bad.png", "train/a/good.png")
+    path.write_bytes(b"not an image")
+
+    def start(**options: float) -> ImageBatch:
+        datamodule = ImageDataModule("folder", str(tmp_path), 16, batch_size=2, num_workers=0, **options)
         datamodule.setup("fit")
-        with pytest.raises(RuntimeError, match=r"train/a/bad\.png cannot be read as an image: .*Repair or remove"):
-            next(iter(datamodule.train_dataloader()))
+        return next(iter(datamodule.train_dataloader()))
+
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 images cannot be read: .*bad\.png.* more than max_faulty=0\.1 allows"
+    ):
+        start()
+    with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read"):
+        assert start(max_faulty=0.5).image.shape == (2, 3, 16, 16)
+    other.write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"2 images in a row cannot be read: .*bad\.png.*Repair or remove"):
+        start(max_faulty=0.5)
+    with pytest.raises(ValueError, match=r"max_faulty=1 must be a share"):
+        start(max_faulty=1)
 
 
 def test_missing_data(tmp_path: Path) -> None:

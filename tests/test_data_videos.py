@@ -23,7 +23,6 @@ from fake_data import frame_numbers, write_images, write_shard, write_video
 from PIL import Image
 from torchvision.transforms import functional as pil_path
 
-from jepa_lightning.data import videos
 from jepa_lightning.data.decoding import (
     PyAVVideo,
     TorchCodecVideo,
@@ -32,6 +31,7 @@ from jepa_lightning.data.decoding import (
     read_clips,
     read_image,
 )
+from jepa_lightning.data.faults import Faults
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 HAS_TORCHCODEC = TorchCodecVideo in find_decoders("auto")
@@ -657,12 +657,12 @@ def test_too_many_unreadable_files(num_workers: int, tmp_path: Path) -> None:
 
 def test_judged_by_what_was_read() -> None:
     """A thousand videos read, or all of them, before the share counts."""
-    faults = videos._Faults(0.1, 5000)
+    faults = Faults("videos", 0.1, 5000)
     for index in range(100):
         faults.add({f"{index}.mp4": "why"}, 5)
     with pytest.raises(RuntimeError, match=r"101 of 505 videos .* and 91 more"):
         faults.add({"100.mp4": "why"}, 5)
-    faults = videos._Faults(0.1, 5000)
+    faults = Faults("videos", 0.1, 5000)
     for index in range(200):
         faults.add({f"{index}.mp4": "why"}, 10)
     assert len(faults.reasons) == 200

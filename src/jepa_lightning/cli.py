@@ -93,6 +93,8 @@ class JEPACLI(LightningCLI):
             parser.error(line)
         if "weights_only" in chosen and chosen.weights_only is None:
             chosen.weights_only = True  # Lightning's default runs what a file says
+        if chosen.get("ckpt_path") == "last" and (newest := _last_checkpoint(chosen)):
+            chosen.ckpt_path = newest
 
     def instantiate_classes(self) -> None:
         """Make Trainer, module and data; what one of them objects to is said without the parser's words around it."""
@@ -138,6 +140,20 @@ def main(args: list[str] | None = None) -> None:
         save_config_kwargs={"overwrite": True},
         args=args,
     )
+
+
+def _last_checkpoint(config: Any) -> str | None:
+    """The newest `last.ckpt` of earlier runs, which have folders of their own; Lightning looks in the new one only.
+
+    None where a ModelCheckpoint has a folder that Lightning knows.
+    """
+    given = config.trainer.callbacks or []
+    for callback in given if isinstance(given, list) else [given]:
+        if (callback.get("init_args") or {}).get("dirpath"):
+            return None
+    logs = Path(config.trainer.default_root_dir or ".") / "lightning_logs"
+    found = sorted(logs.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return str(found[-1]) if found else None
 
 
 def _find_recipe(argument: str) -> str:

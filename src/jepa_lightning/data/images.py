@@ -1,6 +1,7 @@
 """Image data sets: those of torchvision by name, and folders of images."""
 
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,14 +9,16 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from jepa_lightning.data.order import Order, ResumableLoader, run_seed, seeded
+from jepa_lightning.data.decoding import UnreadableError
+from jepa_lightning.data.faults import Faults, TellingLoader, name_some
+from jepa_lightning.data.order import Order, run_seed, seeded
 from jepa_lightning.data.shards import open_shards
-from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, Sharded, open_folder, open_known
+from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, open_folder, open_known, read_image
 
 
 class ImageBatch(NamedTuple):
@@ -47,8 +50,8 @@ class _Fit:
         return F.center_crop(F.resize(image, cover, antialias=True), self.size)
 
 
-class _Images(Dataset[ImageBatch | Tensor]):
-    """Normalised images from a source of (8-bit tensor or Pillow image, label or None), fetched a batch at a time.
+class _Images(Dataset[Any]):
+    """Normalised images from a source (see `sources`), a batch at a time, each with what could not be read for it.
 
     Images are cropped and resized one by one, as 8-bit tensors; without a transform (which takes images in memory) a
     whole batch is one gather. Only the finished batch is converted to float32. What is random in a training is a
@@ -56,34 +59,47 @@ class _Images(Dataset[ImageBatch | Tensor]):
     """
 
     def __init__(
-        self, source: Any, transform: Callable[[Tensor], Tensor] | None, mean: list[float], std: list[float], seed: int
+        self,
+        source: Any,
+        transform: Callable[[Tensor], Tensor] | None,
+        mean: list[float],
+        std: list[float],
+        seed: int,
+        faults: Faults,
     ) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+        self.source, self.transform, self.seed, self.faults = source, transform, seed, faults
         self.scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
         self.shift = torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> ImageBatch | Tensor:
-        batch = self.__getitems__([index])
-        return ImageBatch(batch.image[0], batch.label[0]) if isinstance(batch, ImageBatch) else batch[0]
-
-    def __getitems__(self, indices: list[int]) -> ImageBatch | Tensor:
+    def __getitems__(self, indices: list[int]) -> tuple[ImageBatch | Tensor, dict[str, str], int]:
+        faulty: dict[str, str] = {}
         if self.transform is None:
             pixels, labels = self.source[indices]
         else:
-            samples = [self.source[index] for index in indices]
-            images = [image for image, _ in samples]
-            pixels = torch.stack([self._change(image, index) for image, index in zip(images, indices, strict=True)])
-            labels = None if samples[0][1] is None else torch.tensor([int(label) for _, label in samples])
+            images, given = zip(*(self._sample(self.transform, index, faulty) for index in indices), strict=True)
+            pixels = torch.stack(images)
+            labels = None if given[0] is None else torch.tensor([int(label) for label in given])
         batch = pixels.float().mul_(self.scale).sub_(self.shift)
-        return batch if labels is None else ImageBatch(batch, labels)
+        return batch if labels is None else ImageBatch(batch, labels), faulty, len(indices) + len(faulty)
 
-    def _change(self, image: Any, index: int) -> Tensor:
-        assert self.transform is not None
+    def _sample(self, transform: Callable[[Tensor], Tensor], index: int, faulty: dict[str, str]) -> tuple[Tensor, Any]:
         with seeded(self.seed, index):
-            return self.transform(_as_tensor(image))
+            image, label = self._read(index, faulty) if hasattr(self.source, "candidates") else self.source[index]
+            return transform(_as_tensor(image)), label
+
+    def _read(self, index: int, faulty: dict[str, str]) -> tuple[Any, int | None]:
+        tried: dict[str, str] = {}
+        for entry in self.source.candidates(index):
+            try:
+                image = read_image(entry)
+                faulty |= tried
+                return image, entry.label
+            except UnreadableError as error:
+                tried[entry.name] = str(error)
+        raise RuntimeError(f"{len(tried)} images in a row cannot be read: {name_some(tried)}. Repair or remove them.")
 
 
 def _pass_on(batch: Any) -> Any:
@@ -115,6 +131,9 @@ class ImageDataModule(pl.LightningDataModule):
     reads shards of its own from beginning to end, so there must be as many, in an order of each epoch's. An epoch is
     cut off at that many images, and each comes once where it has all of them and every worker has as many.
 
+    A file of a folder or shard that cannot be read is replaced by another. At the end of an epoch a warning counts and
+    names such files; too many of them are an error.
+
     Order and crops are a function of the epoch and of the seed that `seed_everything` was given, also where a training
     is resumed in an epoch; of streams, also of the number of workers and ranks, and an epoch is resumed by reading
     again, without decoding, what has been trained on.
@@ -135,6 +154,8 @@ class ImageDataModule(pl.LightningDataModule):
             which unlabelled images have the label -1.
         download: whether to download what is missing.
         samples_per_epoch: read training shards as streams, that many images an epoch, over all ranks.
+        max_faulty: share of the images read, or of the first 1000, that may be unreadable. Whatever it is, ten in a row
+            are an error.
 
     Raises:
         ValueError: for an unknown data set or an argument out of range.
@@ -161,6 +182,7 @@ class ImageDataModule(pl.LightningDataModule):
         train_split: str | None = None,
         download: bool = True,
         samples_per_epoch: int | None = None,
+        max_faulty: float = 0.1,
     ) -> None:
         super().__init__()
         names = [*KNOWN, "ImageNet", "folder", "shards"]
@@ -189,6 +211,8 @@ class ImageDataModule(pl.LightningDataModule):
                 f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: only shards are read as a stream, "
                 "of 1 or more an epoch; an epoch of others has all of their images."
             )
+        if not 0 <= max_faulty < 1:
+            raise ValueError(f"max_faulty={max_faulty} must be a share of the images, from 0 to below 1.")
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         statistics = known.statistics if known else IMAGENET
         self.mean = statistics[0] if mean is None else mean
@@ -201,7 +225,7 @@ class ImageDataModule(pl.LightningDataModule):
             )
         self.dataset, self.root, self.train_split, self.download = dataset, root, train_split, download
         self.batch_size, self.num_workers, self.samples_per_epoch = batch_size, num_workers, samples_per_epoch
-        self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip
+        self.crop_scale, self.horizontal_flip, self.max_faulty = crop_scale, horizontal_flip, max_faulty
         self._sets: dict[str, _Images] = {}
 
     def prepare_data(self) -> None:
@@ -227,15 +251,15 @@ class ImageDataModule(pl.LightningDataModule):
                     f"{self.dataset} has {len(source)} training images, fewer than batch_size={self.batch_size}, and "
                     "incomplete batches are dropped: give a smaller batch_size."
                 )
-            self._sets[role] = _Images(source, self._transform(role, source), self.mean, self.std, run_seed())
+            faults = Faults("images", self.max_faulty, len(source) if self.samples_per_epoch is None else math.inf)
+            self._sets[role] = _Images(source, self._transform(role, source), self.mean, self.std, run_seed(), faults)
 
     def _open(self, role: str, download: bool) -> Any:
         if self.dataset in KNOWN:
             return open_known(Path(self.root), role, self.dataset, self.train_split, download)
         if self.dataset == "shards":
             kinds, workers = (IMG_EXTENSIONS,), self.num_workers
-            source = open_shards(self.root, role, kinds, self.samples_per_epoch, self.batch_size, workers, run_seed())
-            return None if source is None else Sharded(source)
+            return open_shards(self.root, role, kinds, self.samples_per_epoch, self.batch_size, workers, run_seed())
         return open_folder(Path(self.root), role, self.dataset)
 
     def _transform(self, role: str, source: Any) -> Callable[[Tensor], Tensor] | None:
@@ -251,12 +275,12 @@ class ImageDataModule(pl.LightningDataModule):
         )
         return v2.Compose([random_crop, v2.RandomHorizontalFlip()]) if flip else random_crop
 
-    def _loader(self, role: str) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+    def _loader(self, role: str) -> TellingLoader | list[Any]:
         if role not in self._sets:
             return []  # Lightning's way to skip validation
         images = self._sets[role]
         order = Order(images, self.batch_size, self.trainer) if role == "train" else None
-        return (ResumableLoader if order else DataLoader)(
+        return TellingLoader(
             images,
             batch_size=self.batch_size,
             sampler=order,
@@ -267,18 +291,18 @@ class ImageDataModule(pl.LightningDataModule):
             collate_fn=_pass_on,
         )
 
-    def train_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+    def train_dataloader(self) -> TellingLoader | list[Any]:
         """Batches in random order, without an incomplete last one."""
         return self._loader("train")
 
-    def val_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+    def val_dataloader(self) -> TellingLoader | list[Any]:
         """The held-out images, in order."""
         return self._loader("val")
 
-    def test_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+    def test_dataloader(self) -> TellingLoader | list[Any]:
         """The test images, in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> DataLoader[ImageBatch | Tensor] | list[Any]:
+    def predict_dataloader(self) -> TellingLoader | list[Any]:
         """The test images, in order."""
         return self._loader("test")

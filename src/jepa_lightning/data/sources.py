@@ -1,11 +1,12 @@
 """Where images come from: torchvision's data sets by name, folders, and webdataset shards.
 
-A source has a length, and an index gives an (image, label) pair: an 8-bit tensor `[C, H, W]` or a Pillow image, and a
-whole number or None.
+A source has a length. An index gives an (image, label) pair, an 8-bit tensor `[C, H, W]` or a Pillow image and a whole
+number or None; or, of files that may be spoilt, `candidates` gives the file of an index and others in its place.
 """
 
 import gzip
 import os
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from jepa_lightning.data.decoding import UnreadableError
-from jepa_lightning.data.shards import Source
+from jepa_lightning.data.shards import PATIENCE, Entry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -94,35 +95,25 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
-        path = self.paths[index]
-        return _read_image(path, path), None if self.labels is None else self.labels[index]
+    def candidates(self, index: int) -> Iterator[Entry]:
+        """The image of that index, then those that follow: neighbours, of the same class as a rule."""
+        for place in range(index, index + min(PATIENCE, len(self))):
+            path = self.paths[place % len(self)]
+            yield Entry(path, None if self.labels is None else self.labels[place % len(self)], path)
 
 
-class Sharded:
-    """Images in webdataset shards."""
+def read_image(entry: Entry) -> Image.Image:
+    """Decode an image, to RGB.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int | None]:
-        entry = next(self.source.candidates(index))
-        try:
-            content = entry.read()
-        except UnreadableError as error:
-            raise RuntimeError(f"{entry.name}: {error}. Repair or remove it.") from error
-        return _read_image(entry.name, BytesIO(content) if isinstance(content, bytes) else content), entry.label
-
-
-def _read_image(name: str, file: str | BytesIO) -> Image.Image:
+    Raises:
+        UnreadableError: if it is none; the message says why.
+    """
+    content = entry.read()
     try:
-        with Image.open(file) as image:
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
-        raise RuntimeError(f"{name} cannot be read as an image: {error}. Repair or remove it.") from error
+        raise UnreadableError(str(error)) from error
 
 
 def open_folder(root: Path, role: str, dataset: str) -> Files | None:

@@ -2,10 +2,8 @@
 
 import difflib
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Sized
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
+from jepa_lightning.data.faults import Faults, TellingLoader, name_some
 from jepa_lightning.data.images import _Fit, _pass_on
-from jepa_lightning.data.order import Draw, Order, ResumableLoader, rank_and_ranks, seeded
-from jepa_lightning.data.shards import PATIENCE, Entry, Listed, Source, open_shards
+from jepa_lightning.data.order import Draw, Order, rank_and_ranks, seeded
+from jepa_lightning.data.shards import Entry, Listed, Source, open_shards
 from jepa_lightning.data.sources import IMAGENET, ROLES
 from jepa_lightning.data.video_sources import VIDEO_EXTENSIONS, open_folder, open_list
-
-_FEW = 1000  # videos that are too few to judge by how many of them are unreadable
 
 
 class VideoBatch(NamedTuple):
@@ -36,50 +33,6 @@ class VideoBatch(NamedTuple):
 
     video: Tensor
     label: Tensor
-
-
-class _Faults:
-    """What could not be read, with the reasons.
-
-    Args:
-        max_share: of the videos read that may be unreadable.
-        total: how many videos there are, or infinity.
-    """
-
-    def __init__(self, max_share: float, total: float) -> None:
-        self.max_share, self.total = max_share, total
-        self.reasons: dict[str, str] = {}
-        self._read = self._told = 0
-
-    def add(self, reasons: dict[str, str], read: int) -> None:
-        """Count another `read` videos, the unreadable ones included.
-
-        Raises:
-            RuntimeError: if they have become too many.
-        """
-        self.reasons |= reasons
-        self._read += read
-        if len(self.reasons) / min(max(self._read, _FEW), self.total) > self.max_share:
-            self._told = len(self.reasons)
-            raise RuntimeError(
-                f"{self}, more than max_faulty={self.max_share} allows. Repair or remove them, or give a larger "
-                "max_faulty to train on the others."
-            )
-
-    def tell(self) -> None:
-        """Warn of what has come since the last time."""
-        if len(self.reasons) > self._told:
-            warnings.warn(f"{self}; others take their places. Repair or remove them.", stacklevel=2)
-            self._told = len(self.reasons)
-
-    def __str__(self) -> str:
-        read = min(self._read, self.total)
-        return f"{len(self.reasons)} of {read} videos cannot be read: {_name_some(self.reasons)}"
-
-
-def _name_some(reasons: dict[str, str]) -> str:
-    named = [f"{name} ({reason})" for name, reason in islice(reasons.items(), PATIENCE)]
-    return ", ".join(named) + (f" and {len(reasons) - len(named)} more" if len(reasons) > len(named) else "")
 
 
 class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
@@ -113,7 +66,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         seed: int,
         mean: list[float],
         std: list[float],
-        faults: _Faults,
+        faults: Faults,
     ) -> None:
         self.source, self.read_clips, self.transform, self.is_random = source, read_clips, transform, is_random
         self.num_frames, self.num_clips, self.seed, self.faults = num_frames, num_clips, seed, faults
@@ -148,7 +101,7 @@ class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
                     return [(self._finish(clip, num_frames), entry.label) for clip in clips]
                 except UnreadableError as error:
                     tried[entry.name] = str(error)
-        raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
+        raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {name_some(tried)}. Repair or remove them.")
 
     def _read(self, entry: Entry, num_frames: int) -> list[Tensor]:
         content = entry.read()
@@ -173,20 +126,6 @@ class _Rounds(Order):
     def __len__(self) -> int:
         per_round = self.batch_size * self.lengths
         return self.num_samples // per_round * per_round
-
-
-class _Loader(ResumableLoader):
-    """Keeps what could not be read out of the batches, and tells it in the one process that sees all of them."""
-
-    dataset: _Videos
-
-    def __iter__(self) -> Iterator[VideoBatch | Tensor]:  # type: ignore[override]
-        try:
-            for batch, faulty, read in super().__iter__():
-                self.dataset.faults.add(faulty, read)
-                yield batch
-        finally:  # also where a Trainer stops before the end
-            self.dataset.faults.tell()
 
 
 class VideoDataModule(pl.LightningDataModule):
@@ -385,7 +324,7 @@ class VideoDataModule(pl.LightningDataModule):
                 self.seed,
                 self.mean,
                 self.std,
-                _Faults(self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
+                Faults("videos", self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
             )
 
     def _open(self, role: str) -> Source | None:
@@ -415,11 +354,11 @@ class VideoDataModule(pl.LightningDataModule):
         fit = resize or _Fit(self.image_size)
         return v2.Compose([fit, v2.RandomHorizontalFlip()]) if role == "train" and self.horizontal_flip else fit
 
-    def _loader(self, role: str) -> _Loader | list[Any]:
+    def _loader(self, role: str) -> TellingLoader | list[Any]:
         if role not in self._sets:
             return []  # Lightning's way to skip validation
         videos, lengths = self._sets[role], len(self.num_frames)
-        return _Loader(
+        return TellingLoader(
             videos,
             batch_size=self.batch_size,
             sampler=_Rounds(videos, self.batch_size, lengths, self.trainer, self.seed) if role == "train" else None,
@@ -430,18 +369,18 @@ class VideoDataModule(pl.LightningDataModule):
             collate_fn=_pass_on,
         )
 
-    def train_dataloader(self) -> _Loader | list[Any]:
+    def train_dataloader(self) -> TellingLoader | list[Any]:
         """Batches in random order, without an incomplete last one."""
         return self._loader("train")
 
-    def val_dataloader(self) -> _Loader | list[Any]:
+    def val_dataloader(self) -> TellingLoader | list[Any]:
         """The held-out videos, in order."""
         return self._loader("val")
 
-    def test_dataloader(self) -> _Loader | list[Any]:
+    def test_dataloader(self) -> TellingLoader | list[Any]:
         """The test videos, in order."""
         return self._loader("test")
 
-    def predict_dataloader(self) -> _Loader | list[Any]:
+    def predict_dataloader(self) -> TellingLoader | list[Any]:
         """The test videos, in order."""
         return self._loader("test")
