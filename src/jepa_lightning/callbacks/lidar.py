@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Generator, Tensor
 
 from jepa_lightning.callbacks.step import predictions
@@ -76,7 +77,8 @@ class LiDARMonitor(pl.Callback):
         with torch.random.fork_rng(devices):
             for draw in range(self.num_masks):
                 masks = pl_module.masking(1, pl_module.grid(images), generator=Generator().manual_seed(draw))
-                several = predictions({"latents": pl_module.latents(images, for_all(masks, len(images)))})
+                for_all = apply_to_collection(masks, Tensor, lambda part: part.expand(len(images), *part.shape[1:]))
+                several = predictions({"latents": pl_module.latents(images, for_all)})
                 views["context"].append(mean_token([each.context for each in several]))
                 views["prediction"].append(mean_token([each.prediction.flatten(1, 2) for each in several]))
         for branch, means in views.items():
@@ -93,10 +95,3 @@ class LiDARMonitor(pl.Callback):
 def mean_token(tokens: list[Tensor]) -> Tensor:
     """The mean `[B, D]` over all tokens of parts `[B, K, D]`."""
     return torch.cat(tokens, dim=1).float().mean(1)
-
-
-def for_all(masks: Any, number: int) -> Any:
-    """The masks (or views) of one image as those of a number of images."""
-    if isinstance(masks, list):
-        return [for_all(kind, number) for kind in masks]
-    return type(masks)(*(part.expand(number, *part.shape[1:]) for part in masks))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import math
 import warnings
@@ -15,12 +14,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Generator, Tensor, nn
 
 from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.callbacks.guard import GradientGuard
 from jepa_lightning.checkpoints import load_networks, read_networks
 from jepa_lightning.modules.latents import Latents
+from jepa_lightning.modules.messages import differences, unknown_options
 from jepa_lightning.modules.regularizer import Regularizer
 from jepa_lightning.networks.sharding import recompute_activations, shard
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
@@ -80,7 +81,9 @@ class JEPA(pl.LightningModule):
     ) -> None:
         super().__init__()
         if unknown:
-            raise TypeError(_unknown_options(type(self), list(unknown)))
+            bases = [base for base in type(self).__mro__ if issubclass(base, JEPA)]
+            known = {name for base in bases for name in inspect.signature(base).parameters}
+            raise TypeError(unknown_options(type(self).__name__, list(unknown), known))
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
         if not 1 <= stretch < math.inf:
@@ -217,7 +220,8 @@ class JEPA(pl.LightningModule):
         grid = grid or self.context_encoder.grid
         if apart:
             return self.masking(batch_size, grid, generator=generator)
-        return _every(ranks, self.masking(ranks * batch_size, grid, generator=generator), start=self.global_rank)
+        joint = self.masking(ranks * batch_size, grid, generator=generator)
+        return apply_to_collection(joint, Tensor, lambda part: part[self.global_rank :: ranks])
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """Load the weights of a checkpoint.
@@ -230,7 +234,7 @@ class JEPA(pl.LightningModule):
         except RuntimeError as error:
             raise ValueError(
                 f"these are not the weights of this {type(self).__name__}: "
-                f"{_differences(self.state_dict(), state_dict)}. Give it the options that they were trained with "
+                f"{differences(self.state_dict(), state_dict)}. Give it the options that they were trained with "
                 "(config.yaml in the folder of their run), or start a new training from the networks that both have by "
                 "--model.weights"
             ) from error
@@ -328,34 +332,3 @@ class JEPA(pl.LightningModule):
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if self.hparams.weights is not None and self.trainer.ckpt_path is None:
             load_networks(self, read_networks(self.hparams.weights))
-
-
-def _every(step: int, masks: Any, start: int) -> Any:
-    """The masks of every so many samples, of whatever kinds: tensors in (lists of) named tuples."""
-    if isinstance(masks, Tensor):
-        return masks[start::step]
-    parts = [_every(step, part, start) for part in masks]
-    return parts if isinstance(masks, list) else type(masks)(*parts)
-
-
-def _differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """In what the entries of two state dicts differ, the first of each kind by name."""
-    kinds = {
-        "it lacks": [name for name in own if name not in given],
-        "it has, and this module has not,": [name for name in given if name not in own],
-        "of another shape are": [
-            f"{name} ({list(given[name].shape)} instead of {list(value.shape)})"
-            for name, value in own.items()
-            if isinstance(value, Tensor) and name in given and given[name].shape != value.shape
-        ],
-    }
-    parts = (f"{kind} {', '.join(names[:3])}{', …' * (len(names) > 3)}" for kind, names in kinds.items() if names)
-    return "; ".join(parts)
-
-
-def _unknown_options(module: type, unknown: list[str]) -> str:
-    """The error for options that no class of the hierarchy takes, with the nearest that one does."""
-    known = {name for base in module.__mro__ if issubclass(base, JEPA) for name in inspect.signature(base).parameters}
-    near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=2)]
-    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(known))}"
-    return f"{module.__name__} has no option {', '.join(unknown)}{hint}"

@@ -1,0 +1,31 @@
+"""What is said of options and weights that do not fit a module."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """In what the entries of two state dicts differ, the first of each kind by name."""
+    kinds = {
+        "it lacks": [name for name in own if name not in given],
+        "it has, and this module has not,": [name for name in given if name not in own],
+        "of another shape are": [
+            f"{name} ({list(given[name].shape)} instead of {list(value.shape)})"
+            for name, value in own.items()
+            if isinstance(value, Tensor) and name in given and given[name].shape != value.shape
+        ],
+    }
+    parts = (f"{kind} {', '.join(names[:3])}{', …' * (len(names) > 3)}" for kind, names in kinds.items() if names)
+    return "; ".join(parts)
+
+
+def unknown_options(name: str, unknown: list[str], known: Iterable[str]) -> str:
+    """The error for options that a class does not take, with the nearest that it does."""
+    near = [match for option in unknown for match in difflib.get_close_matches(option, known, n=2)]
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(known))}"
+    return f"{name} has no option {', '.join(unknown)}{hint}"
