@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -78,6 +79,12 @@ def loader(data: Tensor | Dataset[Any], batch_size: int = 8) -> DataLoader[Any]:
     """Batches in a fixed order; a bare tensor's are tuples of one tensor."""
     dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
     return DataLoader(dataset, batch_size)
+
+
+# Older releases of torch shard on accelerators only.
+shards_on_cpu = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 wants a GPU in this torch"
+)
 
 
 def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from fake_data import (
     write_stl10,
     write_videos,
 )
-from helpers import TINY, in_two_processes
+from helpers import TINY, in_two_processes, shards_on_cpu
 from torch.distributed.tensor import DTensor
 
 import jepa_lightning
@@ -400,6 +400,7 @@ def sharded(rank: int, folder: Path) -> dict[str, Any]:
     return {"parts": parts, "steps": trainer.global_step, "loss": float(trainer.callback_metrics["val/loss"])}
 
 
+@shards_on_cpu
 def test_recipe_in_parts(tmp_path: Path) -> None:
     a, b = in_two_processes(sharded, tmp_path)
     assert a == b

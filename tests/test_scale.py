@@ -8,7 +8,17 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import METHODS, LabelledImages, eager, in_two_processes, loader, made, observations, quiet_trainer
+from helpers import (
+    METHODS,
+    LabelledImages,
+    eager,
+    in_two_processes,
+    loader,
+    made,
+    observations,
+    quiet_trainer,
+    shards_on_cpu,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -58,6 +68,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_two_processes(two_processes, folder)
 
 
+@shards_on_cpu
 @pytest.mark.parametrize("name", cases(Path()))
 def test_sharded_networks_train_as_whole_ones(name: str, ranks: list[dict[str, Any]]) -> None:
     """Weights, teacher and all that is logged, under FSDP2 as under DDP; and the checkpoint is an ordinary one."""
@@ -75,6 +86,7 @@ def test_sharded_networks_train_as_whole_ones(name: str, ranks: list[dict[str, A
     made(cases(Path())[name][0]).load_state_dict(ranks[0][f"{name}, sharded"]["weights"])
 
 
+@shards_on_cpu
 def test_the_start_matters(ranks: list[dict[str, Any]]) -> None:
     """What was started from a checkpoint ends elsewhere; with recomputed activations a training ends where it would."""
     plain, started, recomputed = (
