@@ -64,7 +64,8 @@ def command_lines(draw: Any) -> tuple[str, list[str]]:
     method = draw(st.sampled_from(sorted(TRAINED_ON)))
     arguments = []
     for _ in range(draw(st.integers(1, 2))):
-        value, place = draw(st.sampled_from(VALUES)), draw(st.sampled_from(["model", "model", "data", "callback"]))
+        places = ["model", "model", "data"] if "callbacks" in " ".join(arguments) else ["model", "data", "callback"]
+        value, place = draw(st.sampled_from(VALUES)), draw(st.sampled_from(places))
         if place == "model":
             option = draw(st.sampled_from(options(getattr(jepa_lightning, method))))
             arguments.append(f"--model.init_args.{option}={value}")
