@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import signal
 import warnings
@@ -68,7 +69,7 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
     steps, probes = Steps(), [LinearProbe(4), RegressionProbe(label="other"), KNNProbe()]
     module = tiny()
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[steps, *probes, CollapseMonitor(1)])
-    with pytest.warns(UserWarning, match=r"optimiser step 3 was skipped: its gradient is not finite \(nan\)"):
+    with pytest.warns(UserWarning, match=r"1 optimiser step was skipped, .*: step 3 \(nan\)"):
         trainer.fit(module, loader(Spoilt(80, {3}, torch.nan)), loader(LabelledImages(16)))
     for step in range(1, 20):
         skipped = step in (3, 13)
@@ -99,7 +100,7 @@ def test_a_spike(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         trainer.fit(Scaled(**TINY), loader(LabelledImages(80)))
     (message,) = (str(w.message) for w in caught if "was skipped" in str(w.message))
-    assert message.startswith("optimiser step 30 was skipped: its gradient has a norm of ")
+    assert re.search(r"more than 30 times the usual [\d.]+: step 30 \([\d.e+]+\)$", message)
     still = [step for step in range(1, 40) if torch.equal(steps.weights[step], steps.weights[step - 1])]
     assert still == [30]
 
@@ -117,7 +118,8 @@ def test_the_usual_norm(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[guard, Norms()], gradient_clip_val=1e-3)
     trainer.fit(tiny(), loader(LabelledImages(80)))
     state = guard.state_dict()
-    assert state["steps"] == len(norms) == 20
+    assert state["usual_steps"] == state["seen"] == len(norms) == 20
+    assert state["skipped"] == sum(state["norms"]) == 0
     assert state["log_norm"] == pytest.approx(float(torch.tensor(norms).log().mean()), rel=1e-4)
     assert float(trainer.callback_metrics["train/grad_norm"]) == pytest.approx(norms[-1], rel=1e-4)
 
@@ -127,16 +129,20 @@ def test_too_many_bad_steps(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_last=True)
     module, data = tiny(), Spoilt(80, {1, 3, 4, 6}, torch.inf)
     trainer = quiet_trainer(
-        tmp_path, max_epochs=1, callbacks=[saving, GradientGuard(max_skipped=3)], enable_checkpointing=True
+        tmp_path,
+        max_epochs=1,
+        callbacks=[saving, GradientGuard(max_skipped=3)],
+        enable_checkpointing=True,
+        log_every_n_steps=3,
     )
-    message = r"step 6 was skipped.* So were 3 others of the last 100, more than max_skipped=3; the weights are"
-    with pytest.raises(BadStepsError, match=message), pytest.warns(UserWarning, match="step 4 was skipped"):
+    message = r"1 optimiser step was .*: step 6 \(nan\)\. Of the last 100 steps 4 were skipped, more than max_skipped=3"
+    with pytest.raises(BadStepsError, match=message), pytest.warns(UserWarning, match=r"step 3 \(nan\), step 4 \(nan"):
         trainer.fit(module, loader(data))
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 6
+    assert last["global_step"] == 8  # the ninth was not saved, which ended in the error
     assert all(value.isfinite().all() for value in last["state_dict"].values())
-    assert all(torch.equal(value, last["state_dict"][name]) for name, value in module.state_dict().items())
-    with pytest.warns(UserWarning, match="step 6 was skipped"):
+    assert all(value.isfinite().all() for value in module.state_dict().values())
+    with pytest.warns(UserWarning, match=r"4 optimiser steps were .* step 3 \(nan\), step 4 \(nan\), step 6 \(nan\)$"):
         quiet_trainer(tmp_path, max_epochs=1).fit(tiny(), loader(data))
 
 

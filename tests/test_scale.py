@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from helpers import (
 )
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from jepa_lightning.callbacks import CollapseMonitor, KNNProbe, LinearProbe
 
@@ -170,3 +174,104 @@ def test_mixed_precision(name: str, tmp_path: Path) -> None:
         losses.append(float(trainer.callback_metrics["train/loss"]))
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+# --- Waiting for the device ------------------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Where the host wants to know a number that a GPU would still be computing, or hands it one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        reads = {"_local_scalar_dense", "equal", "lift_fresh", "masked_select", "nonzero"}
+        indices = [i for arg in args if isinstance(arg, list | tuple) for i in arg if isinstance(i, Tensor)]
+        if name in reads or (name in ("index", "index_put_") and any(i.dtype == torch.bool for i in indices)):
+            self.found.append(name)
+        return func(*args, **kwargs or {})
+
+
+class Watch(pl.Callback):
+    """Watches all steps of a training but the first."""
+
+    def __init__(self) -> None:
+        self.mode, self.steps = Reads(), 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.steps += 1
+        if self.steps == 2:
+            self.mode.__enter__()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the masks, which are drawn without a look at them where there is something to wait for."""
+    base, tiny = METHODS[name]
+    draw = base.draw_masks
+
+    def unwatched(*args: Any) -> Any:
+        with _disable_current_modes():
+            return draw(*args)
+
+    monkeypatch.setattr(base, "draw_masks", unwatched)
+    watch = Watch()
+    quiet_trainer(tmp_path, max_epochs=1, callbacks=[watch, CollapseMonitor()]).fit(
+        base(**tiny), loader(observations(name, 40))
+    )
+    assert watch.steps == 5
+    assert watch.mode.found == []
+
+
+def test_reads_are_found() -> None:
+    """The watch sees what it looks for."""
+    with Reads() as reads:
+        x = torch.ones(3)
+        assert x.sum() > 2
+        assert len(x[x > 0]) == 3
+        x.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert {"_local_scalar_dense", "lift_fresh"} <= set(reads.found)
+    assert len(reads.found) == 3
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_compiled_step_is_one_graph(name: str) -> None:
+    """Loss and gradients as without, whatever the masks, and nothing compiled after the warm-up of two steps.
+
+    But for SIGReg, whose random directions come from a generator of their own, between two graphs.
+    """
+    base, tiny = METHODS[name]
+    torch.manual_seed(0)
+    module: Any = eager(base(**tiny))
+    reference = copy.deepcopy(module)
+
+    def loss(module: Any, observation: Tensor, masks: Any) -> Tensor:
+        return module.loss(module.latents(observation, masks))["loss"]
+
+    torch.compiler.reset()
+    counters.clear()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph="SIGReg" not in name and name != "LeJEPA")
+    graphs = []
+    for step in range(4):
+        observation = observations(name, 8) + step
+        masks = module.draw_masks(8, step, module.grid(observation))
+        results = []
+        for function, networks in ((compiled, module), (loss, reference)):
+            networks.zero_grad()
+            value = function(networks, observation, masks)
+            value.backward()
+            results.append([value.detach(), *(p.grad for p in networks.parameters() if p.grad is not None)])
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] <= graphs[1] == graphs[-1]
+    assert graphs[-1] == 1 or "SIGReg" in name or name == "LeJEPA"

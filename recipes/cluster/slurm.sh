@@ -15,4 +15,4 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 recipe=${1:-recipes/ijepa/imagenet_vith14.yaml}
-srun jepa fit --config "$recipe" --trainer.num_nodes "$SLURM_NNODES" "${@:2}"
+srun jepa fit --config "$recipe" --trainer.num_nodes "$SLURM_NNODES" --trainer.enable_progress_bar false "${@:2}"

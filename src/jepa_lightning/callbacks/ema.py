@@ -70,4 +70,5 @@ class EMATargetEncoder(pl.Callback):
             # Running statistics of a convolutional encoder are averages already.
             for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
                 mine.copy_(theirs)
-        pl_module.log("train/momentum", momentum)
+        # A number would be copied to the device, which the host has to wait for; this is filled in there.
+        pl_module.log("train/momentum", torch.full((), momentum, device=pl_module.device))

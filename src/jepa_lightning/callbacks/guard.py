@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -30,9 +31,13 @@ class GradientGuard(pl.Callback):
     the same steps; under `16-mixed`, a gradient that is not finite is left to the loss scaler, for which it is an
     everyday matter.
 
+    With a fused optimiser, as the modules of this package have, no step waits for the decision: it is made and carried
+    out on the device, and what was skipped is told when the Trainer logs (`log_every_n_steps`) and at the end of an
+    epoch. Other optimisers are kept from their steps by the host, which reads the norm for that.
+
     Args:
         spike: how many times larger than usual a norm may be, above 1.
-        max_skipped: so many skipped steps among the last 100 end the training.
+        max_skipped: so many skipped steps among the last 100 are borne; more end the training.
 
     Raises:
         ValueError: a limit out of its range.
@@ -45,52 +50,97 @@ class GradientGuard(pl.Callback):
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
         self.spike = spike
         self.max_skipped = max_skipped
-        self._log_norm = 0.0  # mean of the logarithms of the norms
-        self._steps = 0  # that it is the mean of
-        self._skipped: list[int] = []
+        self._log_norm = torch.zeros(())  # mean of the logarithms of the norms
+        self._usual_steps = torch.zeros(())  # that it is the mean of
+        self._skipped = torch.zeros(())
+        self._norms = torch.zeros(WINDOW)  # of the last steps, where they were skipped; 0 where not
+        self._seen = self._told = 0
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take the gradients away, without which an optimiser does nothing, if they cannot be right.
+        """Keep the optimiser from its step if the gradient cannot be right."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total: Any = get_total_norm(gradients)
+        norm: Tensor = (total.full_tensor() if hasattr(total, "full_tensor") else total).float()
+        self._move_to(norm.device)
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        finite = norm.isfinite()
+        spike = (self._usual_steps >= SETTLED) & (norm > self.spike * self._log_norm.exp())
+        bad = (finite & spike) if scaled else (~finite | spike)
+        good = finite & ~bad & (norm > 0)
+        self._usual_steps += good
+        change = (norm.log() - self._log_norm) / self._usual_steps.clamp(1, WINDOW)
+        self._log_norm += torch.where(good, change, 0.0)
+        self._skipped += bad
+        self._norms[self._seen % WINDOW] = torch.where(bad, norm, 0.0)
+        self._seen += 1
+        if all(group.get("fused") for group in optimizer.param_groups) and not scaled:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # with which a loss scaler skips steps
+        elif bad:
+            optimizer.zero_grad(set_to_none=True)
+        pl_module.log("train/grad_norm", norm)
+        pl_module.log("train/skipped_steps", self._skipped)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Tell of skipped steps where the Trainer logs.
 
         Raises:
             BadStepsError: too many of the last steps were skipped.
         """
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        total: Any = get_total_norm(gradients)
-        norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        usual = math.exp(self._log_norm)
-        if not math.isfinite(norm) and not scaled:
-            self._skip(trainer, optimizer, f"its gradient is not finite ({norm})")
-        elif self._steps >= SETTLED and norm > self.spike * usual:
-            self._skip(trainer, optimizer, f"its gradient has a norm of {norm:.3g}, where {usual:.3g} is usual")
-        elif 0 < norm < math.inf:
-            self._steps += 1
-            self._log_norm += (math.log(norm) - self._log_norm) / min(self._steps, WINDOW)
-            pl_module.log("train/grad_norm", norm)
-        pl_module.log("train/skipped_steps", float(len(self._skipped)))
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._tell(trainer)
 
-    def _skip(self, trainer: pl.Trainer, optimizer: Optimizer, why: str) -> None:
-        step = trainer.global_step
-        optimizer.zero_grad(set_to_none=True)
-        self._skipped.append(step)
-        lately = sum(step - skipped < WINDOW for skipped in self._skipped)
-        message = f"optimiser step {step} was skipped: {why}"
-        if lately > self.max_skipped:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell of those since.
+
+        Raises:
+            BadStepsError: too many of the last steps were skipped.
+        """
+        self._tell(trainer)
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        new = int(self._skipped) - self._told
+        if not new:
+            return
+        self._told += new
+        norms = self._norms.tolist()
+        lately = [
+            f"step {trainer.global_step - self._seen + step} ({norms[step % WINDOW]:.3g})"
+            for step in range(max(0, self._seen - WINDOW), self._seen)
+            if norms[step % WINDOW] != 0
+        ]
+        message = (
+            f"{new} optimiser step{'s were' if new > 1 else ' was'} skipped, for a gradient whose norm is not finite or "
+            f"more than {self.spike:g} times the usual {float(self._log_norm.exp()):.3g}: {', '.join(lately[-new:])}"
+        )
+        if len(lately) > self.max_skipped:
             raise BadStepsError(
-                f"{message}. So were {lately - 1} others of the last {WINDOW}, more than "
-                f"max_skipped={self.max_skipped}; the weights are those of the last good step. Look at the data, lower "
-                "the learning rate, or set GradientGuard's limits"
+                f"{message}. Of the last {WINDOW} steps {len(lately)} were skipped, more than "
+                f"max_skipped={self.max_skipped}; they have left the weights alone. Look at the data, lower the "
+                "learning rate, or set GradientGuard's limits"
             )
         rank_zero_warn(message)
 
+    def _move_to(self, device: torch.device) -> None:
+        if self._norms.device != device:
+            self._log_norm, self._usual_steps = self._log_norm.to(device), self._usual_steps.to(device)
+            self._skipped, self._norms = self._skipped.to(device), self._norms.to(device)
+
     def state_dict(self) -> dict[str, Any]:
         """The usual norm and the steps that were skipped."""
-        return {"log_norm": self._log_norm, "steps": self._steps, "skipped": self._skipped}
+        return {
+            "log_norm": float(self._log_norm),
+            "usual_steps": int(self._usual_steps),
+            "skipped": int(self._skipped),
+            "norms": self._norms.tolist(),
+            "seen": self._seen,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Those of the run that is resumed."""
-        self._log_norm, self._steps = state_dict["log_norm"], state_dict["steps"]
-        self._skipped = list(state_dict["skipped"])
+        self._log_norm = torch.tensor(state_dict["log_norm"])
+        self._usual_steps = torch.tensor(float(state_dict["usual_steps"]))
+        self._skipped = torch.tensor(float(state_dict["skipped"]))
+        self._norms = torch.tensor(state_dict["norms"])
+        self._seen, self._told = state_dict["seen"], state_dict["skipped"]

@@ -60,13 +60,11 @@ class SIGReg(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             t = torch.linspace(0.0, self.t_max, self.knots, dtype=torch.float32, device=embeddings.device)
             gaussian = torch.exp(-t.square() / 2)
-            angles = (embeddings.float() @ self.directions(embeddings)).unsqueeze(-1) * t
+            angles = (embeddings.float() @ self._next_directions(embeddings)).unsqueeze(-1) * t
             cos, sin = sum_over_ranks(torch.stack([angles.cos().sum(-3), angles.sin().sum(-3)]))
             num = cos[..., :1]  # at t = 0 every sample of every rank counts one
             error = (cos / num - gaussian).square() + (sin / num).square()
             statistic = 2 * torch.trapezoid(num * error * gaussian, t)
-        if self.training:
-            self.step += 1
         return statistic.mean()
 
     def directions(self, embeddings: Tensor) -> Tensor:
@@ -75,6 +73,13 @@ class SIGReg(nn.Module):
         generator = Generator(device).manual_seed(self.step)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         return drawn / drawn.norm(dim=0)
+
+    @torch.compiler.disable  # of a number that changes in every step, a compiler would make a new program
+    def _next_directions(self, embeddings: Tensor) -> Tensor:
+        directions = self.directions(embeddings)
+        if self.training:
+            self.step += 1
+        return directions
 
     def get_extra_state(self) -> Any:
         """The step, so that a resumed training goes on with the directions it would have had."""

@@ -94,7 +94,7 @@ class MultiViews:
         x, y = ((1 - side) * uniform(scale.shape, generator, -1, 1) for side in (width, height))
         mirrored = torch.where(uniform(scale.shape, generator) < 0.5, -width, width)
         colours = uniform((*scale.shape, 3), generator, -self.jitter, self.jitter)
-        colours += torch.tensor([0.0, 1.0, 1.0], device=colours.device)
+        colours[..., 1:] += 1  # contrast and saturation are factors
         return Views(torch.stack([x, y, mirrored, height], dim=-1), colours)
 
 

@@ -51,7 +51,7 @@ def rotation(places: Tensor, grid: Sequence[int], head_dim: int, tiled: bool = F
     frequencies = frequencies.repeat(2) if tiled else frequencies.repeat_interleave(2)
     angles = torch.cat([axis.unsqueeze(-1) * frequencies for axis in axes], dim=-1)
     angles = F.pad(angles, (0, head_dim - angles.shape[-1])).unsqueeze(1)
-    sign = torch.tensor([-1.0, 1.0], device=places.device).repeat(head_dim // 2)
+    sign = torch.arange(head_dim, device=places.device) % 2 * 2.0 - 1.0  # -1, 1, -1, 1, ...
     return Rotation(angles.cos(), angles.sin() * sign)
 
 
