@@ -26,20 +26,26 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from jepa_lightning.callbacks import CollapseMonitor, KNNProbe, LinearProbe
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-def fit(name: str, folder: Path, strategy: Any, **options: Any) -> tuple[dict[str, Tensor], dict[str, float], bool]:
+def fit(
+    name: str, folder: Path, strategy: Any, devices: int = 2, **options: Any
+) -> tuple[dict[str, Tensor], dict[str, float], bool]:
     """The weights that a rank ends with after two steps and what it logs; whether its parameters are parts only."""
     module = made(name, **options)
     monitor = CollapseMonitor(2)
     trainer = quiet_trainer(
-        folder, devices=2, strategy=strategy, max_epochs=2, callbacks=[monitor], gradient_clip_val=0.5
+        folder, devices=devices, strategy=strategy, max_epochs=2, callbacks=[monitor], gradient_clip_val=0.5
     )
-    trainer.fit(module, loader(observations(name, 8), 4))
+    data = TensorDataset(observations(name, 8))
+    # Lightning's own would shuffle on several ranks only.
+    sampler = DistributedSampler(data, shuffle=False) if devices > 1 else None
+    trainer.fit(module, DataLoader(data, 8 // devices, sampler=sampler))
     sharded = all(isinstance(parameter, DTensor) for parameter in module.parameters())
     trainer.save_checkpoint(folder / "last.ckpt")
     saved = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
@@ -70,6 +76,22 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     trainer.strategy.connect(eager(made("I-JEPA")))
     trainer.save_checkpoint(folder / "start.ckpt")
     return in_two_processes(two_processes, folder)
+
+
+# LeJEPA's projector has batch norms, which `sync_batchnorm` makes one of all processes, on GPUs only.
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "LeJEPA"])
+def test_two_processes_train_as_one(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    """With half of the batch each: weights, teacher, what is logged of the embeddings, and the mean of their losses."""
+    weights, logged, _ = fit(name, tmp_path, "auto", devices=1)
+    both = [rank[f"{name}, whole"] for rank in ranks]
+    for rank in both:
+        assert rank["weights"].keys() == weights.keys()
+        for key, value in weights.items():
+            got, expected = torch.as_tensor(rank["weights"][key]), torch.as_tensor(value)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+    for tag, value in logged.items():
+        readings = [rank["logged"][tag] for rank in both]
+        assert sum(readings) / 2 == pytest.approx(value, rel=1e-3, abs=1e-5, nan_ok=True), tag
 
 
 @shards_on_cpu

@@ -128,7 +128,8 @@ class CollapseMonitor(pl.Callback):
                 pl_module.log(f"collapse/{branch}/token_{name}", function(sums).mean(), sync_dist=True)
         constant, agreement = [], []
         for each in several:
-            mean = each.target.mean(dim=(0, 1, 2)).expand_as(each.target)
+            # Over the batch of all processes: the mean of less is closer to each of its targets.
+            mean = trainer.strategy.reduce(each.target.mean(dim=(0, 1, 2)), reduce_op="mean").expand_as(each.target)
             constant.append(pl_module.energy(each._replace(prediction=mean)).mean())
             agreement.append(F.cosine_similarity(each.prediction.float(), each.target.float(), dim=-1).mean())
         pl_module.log("train/constant_loss", torch.stack(constant).mean(), sync_dist=True)

@@ -111,8 +111,8 @@ class GradientGuard(pl.Callback):
             if norms[step % WINDOW] != 0
         ]
         message = (
-            f"{new} optimiser step{'s were' if new > 1 else ' was'} skipped, for a gradient whose norm is not finite or "
-            f"more than {self.spike:g} times the usual {float(self._log_norm.exp()):.3g}: {', '.join(lately[-new:])}"
+            f"{new} optimiser step{'s were' if new > 1 else ' was'} skipped, for a gradient whose norm is not finite "
+            f"or more than {self.spike:g} times the usual {float(self._log_norm.exp()):.3g}: {', '.join(lately[-new:])}"
         )
         if len(lately) > self.max_skipped:
             raise BadStepsError(

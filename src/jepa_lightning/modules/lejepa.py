@@ -33,7 +33,8 @@ class LeJEPA(JEPA):
         depth: blocks of the encoder.
         num_heads: attention heads of the encoder.
         mlp_ratio: width of the encoder's MLPs over `embed_dim`.
-        projector: hidden and output width of the projector, three layers with batch norms.
+        projector: hidden and output width of the projector, three layers with batch norms, whose statistics are those
+            of all processes with the Trainer's `sync_batchnorm=True`.
         num_global: global views an image.
         num_local: local views an image.
         global_scale: range of a global view's share of the image.
