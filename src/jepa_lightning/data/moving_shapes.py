@@ -2,14 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from jepa_lightning.data.order import Order, ResumableLoader
+from jepa_lightning.data.rendered import SPLITS, RenderedDataModule
 from jepa_lightning.data.rendering import (
     HEADINGS,
     KINDS,
@@ -28,7 +27,6 @@ from jepa_lightning.data.rendering import (
     to_bytes,
     upsample,
 )
-from jepa_lightning.data.shapes import SPLITS
 
 DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
 SPEEDS = ("slow", "medium", "fast")
@@ -310,7 +308,7 @@ class MovingShapesDataset(Dataset[MovingShapesBatch]):
         return batch
 
 
-class MovingShapesDataModule(pl.LightningDataModule):
+class MovingShapesDataModule(RenderedDataModule):
     """Clips of moving shapes for training, validation and testing; see `MovingShapesDataset`.
 
     Batches are `MovingShapesBatch`es: `clip` is `[batch_size, 3, num_frames, H, W]`. Predicting uses the test clips.
@@ -351,46 +349,8 @@ class MovingShapesDataModule(pl.LightningDataModule):
         num_workers: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if not 1 <= batch_size <= num_train:
-            raise ValueError(
-                f"batch_size={batch_size} must be from 1 to num_train={num_train}, since an incomplete training "
-                "batch is dropped."
-            )
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is negative; give 0 to render in the training process.")
-        if num_val < 1:
-            raise ValueError(f"num_val={num_val} leaves no validation clip; give at least 1.")
+        def render(number: int, split: str) -> MovingShapesDataset:
+            return MovingShapesDataset(number, num_frames, image_size, seed, split)
+
+        super().__init__(render, num_train, num_val, batch_size, num_workers)
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.train_set = MovingShapesDataset(num_train, num_frames, image_size, seed, "train")
-        self.val_set = MovingShapesDataset(num_val, num_frames, image_size, seed, "val")
-        self.test_set = MovingShapesDataset(num_val, num_frames, image_size, seed, "test")
-
-    def _loader(self, dataset: MovingShapesDataset, sampler: Order | None = None) -> DataLoader[MovingShapesBatch]:
-        return (DataLoader if sampler is None else ResumableLoader)(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
-            collate_fn=MovingShapesDataset.collate,
-        )
-
-    def train_dataloader(self) -> DataLoader[MovingShapesBatch]:
-        """Batches in random order, without an incomplete last one."""
-        return self._loader(self.train_set, Order(self.train_set, self.batch_size, self.trainer))
-
-    def val_dataloader(self) -> DataLoader[MovingShapesBatch]:
-        """The held-out clips, in order."""
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[MovingShapesBatch]:
-        """The test clips, in order."""
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[MovingShapesBatch]:
-        """The test clips, in order."""
-        return self.test_dataloader()

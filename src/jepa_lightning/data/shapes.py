@@ -2,16 +2,14 @@
 
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from jepa_lightning.data.order import Order, ResumableLoader
+from jepa_lightning.data.rendered import SPLITS, RenderedDataModule
 from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
 
-SPLITS = ("train", "val", "test")
 _PIXEL_MEAN, _PIXEL_STD = 127.5, 39.5  # of the rendered 8-bit values, over all channels
 _CHUNK_PIXELS = 1 << 16  # pixels painted at a time: the temporary arrays stay in the processor's cache
 
@@ -127,7 +125,7 @@ class ShapesDataset(Dataset[ShapesBatch]):
         return batch
 
 
-class ShapesDataModule(pl.LightningDataModule):
+class ShapesDataModule(RenderedDataModule):
     """Shape images for training, validation and testing; see `ShapesDataset`.
 
     Batches are `ShapesBatch`es: `image` is `[batch_size, 3, H, W]`. Predicting uses the test images.
@@ -164,46 +162,8 @@ class ShapesDataModule(pl.LightningDataModule):
         num_workers: int = 1,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if not 1 <= batch_size <= num_train:
-            raise ValueError(
-                f"batch_size={batch_size} must be from 1 to num_train={num_train}, since an incomplete training "
-                "batch is dropped."
-            )
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is negative; give 0 to render in the training process.")
-        if num_val < 1:
-            raise ValueError(f"num_val={num_val} leaves no validation image; give at least 1.")
+        def render(number: int, split: str) -> ShapesDataset:
+            return ShapesDataset(number, image_size, seed, split)
+
+        super().__init__(render, num_train, num_val, batch_size, num_workers)
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.train_set = ShapesDataset(num_train, image_size, seed, "train")
-        self.val_set = ShapesDataset(num_val, image_size, seed, "val")
-        self.test_set = ShapesDataset(num_val, image_size, seed, "test")
-
-    def _loader(self, dataset: ShapesDataset, sampler: Order | None = None) -> DataLoader[ShapesBatch]:
-        return (DataLoader if sampler is None else ResumableLoader)(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
-            collate_fn=ShapesDataset.collate,
-        )
-
-    def train_dataloader(self) -> DataLoader[ShapesBatch]:
-        """Batches in random order, without an incomplete last one."""
-        return self._loader(self.train_set, Order(self.train_set, self.batch_size, self.trainer))
-
-    def val_dataloader(self) -> DataLoader[ShapesBatch]:
-        """The held-out images, in order."""
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[ShapesBatch]:
-        """The test images, in order."""
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[ShapesBatch]:
-        """The test images, in order."""
-        return self.test_dataloader()
