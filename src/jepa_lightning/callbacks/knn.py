@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.callbacks.probes import Probe, Source
+from jepa_lightning.callbacks.probe import Probe, Source
 from jepa_lightning.callbacks.step import UNLABELLED
 
 

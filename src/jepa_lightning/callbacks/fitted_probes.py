@@ -1,197 +1,21 @@
-"""Probes that follow the training: what could be read off the target encoder's features right now."""
+"""Online probes that are trained: a classifier or a regression, a step of its own with every step of the module."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric, R2Score
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics import R2Score
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of, predictions
+from jepa_lightning.callbacks.probe import Probe, Source
+from jepa_lightning.callbacks.step import UNLABELLED, predictions
 from jepa_lightning.networks import AttentivePooler
-
-Source = Literal["features", "observation"]
-
-
-class Probe(pl.Callback):
-    """What the online probes share: their input, their labels and their accuracy on the validation or test data.
-
-    A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
-    touches the module: its own weights live in the callback's state in the checkpoint. Images of class -1 have no
-    label: they teach it nothing and are not counted.
-
-    Where the label is a map of classes `[B, H, W]`, the probe is a dense one: it reads single tokens, and the class of
-    a token is the most frequent one of its patch. Beside the accuracy it logs `miou`, the intersection over union of
-    tokens, averaged over the classes that there are.
-
-    Args:
-        name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch (a NamedTuple) that holds the class; the batch's second item without.
-        source: `features`, or `observation` for the raw input, the baseline that features have to pass.
-    """
-
-    dense = True  # whether it can read single tokens
-
-    def __init__(self, name: str, label: str | None = None, source: Source = "features") -> None:
-        if source not in ("features", "observation"):
-            raise ValueError(f"source must be 'features' or 'observation', got {source!r}")
-        self.name = name
-        self.label = label
-        self.source = source
-        self._accuracy = MeanMetric()
-        self._overlap: MulticlassJaccardIndex | None = None
-
-    @property
-    def state_key(self) -> str:
-        """Keeps the states of several probes of one class apart."""
-        return f"{type(self).__qualname__}[{self.name}]"
-
-    @abstractmethod
-    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
-        """Learn from a training batch: inputs `[B, D]`, labels `[B]`."""
-
-    @abstractmethod
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The answers to inputs `[B, D]`: classes `[B]`."""
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """What the probe reads of the tokens `[B, N, D]` of an image: their mean, `[B, D]`."""
-        return tokens.mean(1)
-
-    @property
-    @abstractmethod
-    def _classes(self) -> int:
-        """The number of classes that it can predict."""
-
-    @property
-    @abstractmethod
-    def _fitted(self) -> bool:
-        """Whether there is something to predict with: a validation before any training has nothing to count."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Learn from the step's features."""
-        inputs, labels = self._read(pl_module, outputs, batch)
-        finite = inputs.isfinite().flatten(1).all(1)
-        if not finite.all():  # a single NaN would stay in statistics, weights or bank
-            inputs = inputs.nan_to_num(0.0, 0.0, 0.0)
-            labels = labels if labels.is_floating_point() else labels.masked_fill(~finite, UNLABELLED)
-        self.fit(trainer, pl_module, inputs, labels)
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the last validation."""
-        self.reset(pl_module.device)
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Score the answers on held-out images; in the sanity check before the first step, look at the labels only."""
-        if trainer.sanity_checking:
-            self.check(self._read(pl_module, outputs, batch)[1])
-        elif self._fitted:
-            inputs, labels = self._read(pl_module, outputs, batch)
-            self.score(self.predict(inputs), labels, dense=len(labels) > len(batch[0]))
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the scores over the validation data of all processes."""
-        if not trainer.sanity_checking and self._fitted:
-            for name, value in self.scores().items():
-                pl_module.log(f"probe/{self.name}/{name}", value, prog_bar=name != "miou")
-
-    def check(self, labels: Tensor) -> None:
-        """Raise a ValueError for labels that the probe cannot learn."""
-
-    def reset(self, device: torch.device) -> None:
-        """Forget the scores."""
-        self._accuracy.to(device).reset()
-        self._overlap = None
-
-    def score(self, predicted: Tensor, labels: Tensor, dense: bool) -> None:
-        """Count the hits of predicted classes `[B]`."""
-        self._accuracy.update((predicted == labels)[labels != UNLABELLED].float())
-        if dense:
-            if self._overlap is None:  # with one class more, for labels that the probe has never seen
-                self._overlap = MulticlassJaccardIndex(self._classes + 1, ignore_index=UNLABELLED).to(labels.device)
-            self._overlap.update(predicted, labels.clamp(max=self._classes))
-
-    def scores(self) -> dict[str, Tensor]:
-        """The scores by name, over all processes."""
-        overlap = {} if self._overlap is None else {"miou": self._overlap.compute()}
-        return {"accuracy": self._accuracy.compute(), **overlap}
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same of the test data."""
-        self.on_validation_epoch_start(trainer, pl_module)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """The same of the test data."""
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same of the test data."""
-        self.on_validation_epoch_end(trainer, pl_module)
-
-    def _label(self, batch: Any) -> Tensor:
-        try:
-            return label_of(batch, self.label)
-        except ValueError as error:
-            raise ValueError(f"the probe {self.name!r}: {error}") from error
-
-    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
-        labels = self._label(batch)
-        if labels.ndim not in ((1, 3) if self.dense else (1,)) or labels.is_floating_point():
-            raise ValueError(
-                f"the probe {self.name!r} wants one class an image, integers [B]"
-                + (", or one a pixel, [B, H, W]" if self.dense else "")
-                + f", got {labels.dtype} {list(labels.shape)}"
-            )
-        labels = labels.long()
-        inputs = batch[0] if self.source == "observation" else predictions(outputs)[0].features
-        if labels.ndim == 1:
-            return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), labels
-        grid = pl_module.context_encoder.grid
-        if len(grid) != 2:
-            raise ValueError(f"the probe {self.name!r} reads maps of classes of images, not of clips of {grid} tokens")
-        if self.source == "observation":
-            inputs = patches(inputs, grid)
-        return inputs.flatten(0, 1).float(), patches(labels.unsqueeze(1), grid).flatten(0, 1).mode(1).values
-
-
-def patches(images: Tensor, grid: Sequence[int]) -> Tensor:
-    """Cut images `[B, C, H, W]` into the flattened patches `[B, N, C * height * width]` of a grid of tokens.
-
-    Raises:
-        ValueError: a height or width that the grid does not divide.
-    """
-    (height, width), (rows, columns) = images.shape[-2:], grid
-    if height % rows or width % columns:
-        raise ValueError(f"a map of {height}x{width} pixels cannot be cut into {rows}x{columns} patches")
-    cut = images.unflatten(3, (columns, width // columns)).unflatten(2, (rows, height // rows))
-    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class FittedProbe(Probe):
