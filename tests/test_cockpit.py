@@ -60,6 +60,18 @@ def test_a_collapse_stops_the_run_or_is_an_error(tmp_path: Path, branch: str) ->
     assert len([entry for entry in caught if "collapsed" in str(entry.message)]) == 1
 
 
+def test_a_second_collapse_is_no_news(tmp_path: Path) -> None:
+    class Twice(Staged):
+        def latents(self, observation: Tensor, masks: Any = None) -> Latents:
+            self.hparams.collapse_at = 0 if self.global_step // 10 in (1, 3) else 10**9
+            return super().latents(observation, masks)
+
+    trainer = quiet_trainer(tmp_path, max_steps=40, callbacks=[CollapseMonitor(1)])
+    with pytest.warns(UserWarning, match="until step 13") as caught:
+        trainer.fit(Twice(**TINY), loader(random_images(320), 8))
+    assert len([entry for entry in caught if "collapsed" in str(entry.message)]) == 1
+
+
 def test_health_is_silent(tmp_path: Path) -> None:
     """So is a first tenth that looks collapsed, a low rank from the start, and a collapse too short to count."""
     with warnings.catch_warnings():

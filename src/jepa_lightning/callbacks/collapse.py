@@ -97,6 +97,7 @@ class CollapseMonitor(pl.Callback):
         self._pending: dict[str, list[Tensor]] = {}  # mean tokens that are still to be added up
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
         self._low = 0  # readings of a collapse in a row
+        self._told = False
         self._first_rank: float | None = None
 
     @torch.no_grad()
@@ -167,8 +168,9 @@ class CollapseMonitor(pl.Callback):
         self._first_rank = rank if self._first_rank is None else self._first_rank
         collapsed = rank < min(self.min_rank, self._first_rank / 2) or cosine > self.max_cosine
         self._low = self._low + 1 if collapsed and not early else 0
-        if self._low != PATIENCE:
+        if self._low != PATIENCE or self._told:
             return
+        self._told = True
         message = (
             f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {trainer.global_step}: RankMe "
             f"of the target across images is {rank:.1f} (collapsed below {self.min_rank}), the mean cosine of the "
