@@ -57,7 +57,7 @@ class CollapseMonitor(pl.Callback):
     - `collapse/target/student_distance`: how far the teacher's weights are from the student's, over their norm;
     - the picture `collapse/spectrum`, at every validation: the eigenvalues of each branch's covariance.
 
-    At the default interval it costs 1.2 % of a step of `recipes/ijepa/shapes.yaml` and 0.5 % of one of
+    At the default interval it costs 1.7 % of a step of `recipes/ijepa/shapes.yaml` and 0.8 % of one of
     `recipes/vjepa/moving_shapes.yaml`; larger models, less (`python tests/benchmarks/monitor.py`, on a core of an AMD
     EPYC).
 
