@@ -82,9 +82,8 @@ def loader(data: Tensor | Dataset[Any], batch_size: int = 8) -> DataLoader[Any]:
 
 
 # Older releases of torch shard on accelerators only.
-shards_on_cpu = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 wants a GPU in this torch"
-)
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+shards_on_cpu = pytest.mark.skipif(not SHARDS_ON_CPU, reason="FSDP2 wants a GPU in this torch")
 
 
 def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import (
     METHODS,
+    SHARDS_ON_CPU,
     LabelledImages,
     eager,
     in_two_processes,
@@ -63,7 +64,10 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     sharding = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
     for name, (method, options) in cases(folder).items():
-        for kind, strategy in (("whole", "ddp"), ("sharded", ModelParallelStrategy(**sharding))):  # type: ignore[arg-type]
+        strategies: dict[str, Any] = {"whole": "ddp"}
+        if SHARDS_ON_CPU:
+            strategies["sharded"] = ModelParallelStrategy(**sharding)  # type: ignore[arg-type]
+        for kind, strategy in strategies.items():
             weights, logged, parts = fit(method, folder, strategy, **options)
             result[f"{name}, {kind}"] = {"weights": weights, "logged": logged, "parts": parts}
     return result
