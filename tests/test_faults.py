@@ -9,6 +9,7 @@ import resource
 import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -279,31 +280,34 @@ def test_a_missing_checkpoint(run: Path, tmp_path: Path) -> None:
         resume(run, tmp_path / "nowhere.ckpt")
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may grow beyond 20 kB."""
+    """No file may grow beyond 20 kB, nor may one that pytest reports to: not for longer than it takes."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk(tmp_path: Path, full_disk: None) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     """The checkpoint of that name is still the one that was there, and nothing else is."""
     path = tmp_path / "last.ckpt"
     SafeCheckpointIO().save_checkpoint({"weights": torch.zeros(8)}, path)
     before = path.read_bytes()
-    with pytest.raises(OSError, match=r"could not be written to .*last\.ckpt .*one that was there before still is"):
+    error = r"could not be written to .*last\.ckpt .*one that was there before still is"
+    with full_disk(), pytest.raises(OSError, match=error):
         SafeCheckpointIO().save_checkpoint({"weights": torch.zeros(80_000)}, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.ckpt"]
     assert SafeCheckpointIO().load_checkpoint(path)["weights"].shape == (8,)
 
 
-def test_the_cli_keeps_the_last_checkpoint(run: Path, tmp_path: Path, full_disk: None) -> None:
+def test_the_cli_keeps_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     before = (run / "last.ckpt").read_bytes()
-    with pytest.raises(OSError, match=r"could not be written to .*--ckpt_path last"):
+    with full_disk(), pytest.raises(OSError, match=r"could not be written to .*--ckpt_path last"):
         resume(run, run / "last.ckpt")
     assert (run / "last.ckpt").read_bytes() == before
