@@ -147,6 +147,15 @@ def test_numbers_of_neighbours() -> None:
     assert exists.sum(-1).view(3, 3, 3)[:, 1, 1].tolist() == [17, 26, 17]
 
 
+def test_neighbours_in_mixed_precision() -> None:
+    """Cosines in bfloat16 would rank close ones by their rounding."""
+    tokens = 1.0 + 0.1 * random_tokens(8, (4, 4)).float()
+    expected, _ = head((4, 4)).float().neighbours(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        picked, _ = head((4, 4)).float().neighbours(tokens)
+    assert torch.equal(picked, expected)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_windows_do_not_wrap_round(grid: Grid) -> None:
     """Every token outside the window is the same as the one asked about, and none of them is chosen."""

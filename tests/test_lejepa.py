@@ -512,6 +512,7 @@ def test_starts_from_weights(tmp_path: Path) -> None:
     [
         ({"momentum": (0.9, 1.0)}, TypeError, "momentum"),
         ({"num_globals": 2}, TypeError, "num_globals"),
+        ({"local_size": 10}, ValueError, "local_size must be a multiple of patch_size=4, got 10"),
         ({"sigreg_weight": 1.1}, ValueError, r"sigreg_weight must lie in \[0, 1\], got 1.1"),
         ({"sigreg_weight": -0.1}, ValueError, "got -0.1"),
         ({"num_global": 0}, ValueError, "got 0 global, 3 local"),

@@ -16,7 +16,10 @@ from jepa_lightning.callbacks.step import predictions
 LAYOUT = {
     "Is it learning?": {
         "accuracy (or share of variance) of the probes on held-out data": ["Multiline", ["probe/.*/(accuracy|r2)"]],
-        "loss, and that of a constant prediction: they must stay apart": ["Multiline", ["train/(loss|constant_loss)$"]],
+        "loss (with a regulariser: energy), and that of a constant prediction: they must stay apart": [
+            "Multiline",
+            ["train/(loss|energy|constant_loss)$"],
+        ],
     },
     "Has it collapsed?": {
         "rank across images (RankMe)": ["Multiline", ["collapse/.*/rankme$"]],

@@ -51,8 +51,9 @@ class CollapseMonitor(pl.Callback):
 
     An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Further:
 
-    - `train/constant_loss`, beside `train/loss`: that of the best constant predictor, the mean target. A loss that does
-      not stay below it has learned nothing; both falling together is the collapse that a loss alone hides;
+    - `train/constant_loss`, beside `train/loss` (`train/energy` where a loss has further terms): that of the best
+      constant predictor, the mean target. A loss that does not stay below it has learned nothing; both falling together
+      is the collapse that a loss alone hides;
     - `collapse/prediction/target_cosine`: the mean cosine of predicted and target tokens;
     - `collapse/target/student_distance`: how far the teacher's weights are from the student's, over their norm;
     - the picture `collapse/spectrum`, at every validation: the eigenvalues of each branch's covariance.

@@ -6,34 +6,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightly.utils.dist import gather
 from torch import Tensor
 
 
-def gather_batch(embeddings: Tensor) -> Tensor:
-    """The embeddings of all ranks, in the order of the ranks.
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all ranks, of values and of gradients.
 
     Every rank then computes the same loss of the whole batch. The gradients that come back are added up over ranks, and
     DDP takes the mean of them: what is left is the gradient of one process with the whole batch.
-
-    Args:
-        embeddings: `[N, ...]`, the same shape on every rank.
-
-    Returns:
-        `[ranks * N, ...]`; the embeddings themselves in a single process.
     """
-    return torch.cat(gather(embeddings.contiguous())) if _ranks() > 1 else embeddings
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum over all ranks, of values and of gradients (see `gather_batch`)."""
     return _SumOverRanks.apply(values) if _ranks() > 1 else values
 
 
 def check_batch(samples: int) -> None:
     """Raise a ValueError if all ranks together have a single sample: there is nothing to tell it apart from."""
     if samples * _ranks() < 2:
-        raise ValueError("a regulariser that keeps samples apart cannot train on a batch of one: raise the batch_size")
+        raise ValueError(
+            "a regulariser that keeps samples apart cannot train on a batch of one: raise the batch_size or, if this "
+            "is what is left over at the end of an epoch, give the DataLoader drop_last=True"
+        )
 
 
 def _ranks() -> int:

@@ -17,8 +17,8 @@ class SIGReg(nn.Module):
     characteristic function of `aᵀz`; its mean over directions is about 1.05 for Gaussian samples, whatever N and D, and
     0.402 N where all of them are zero. The integrand is even, so the quadrature takes `knots` points from zero on.
 
-    Samples are those of all processes. Directions are drawn anew at every training step from its number alone, which
-    every rank knows and a checkpoint keeps. Everything is in float32, under mixed precision too.
+    Samples are those of all processes. Directions are drawn anew at every call in training, from the number of calls
+    alone, which every rank knows and a checkpoint keeps. Everything is in float32, under mixed precision too.
 
     Args:
         num_slices: number of directions.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lightly.loss.vicreg_loss import variance_loss
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.losses.distributed import gather_batch
+from jepa_lightning.losses.distributed import sum_over_ranks
 
 
 class VICReg(nn.Module):
@@ -55,10 +55,16 @@ class VICReg(nn.Module):
             z = torch.stack([view.float() for view in views], dim=1)
             # Twice the variance over views is the mean of (a - b)^2 over ordered pairs.
             sim = 2 * z.var(dim=1).mean() if len(views) > 1 else z.new_zeros(())
-            z = gather_batch(z)
-            if len(z) < 2:
-                return {"sim": sim, "std": z.new_zeros(()), "cov": z.new_zeros(())}
-            return {"sim": sim, "std": variance_loss(z), "cov": 2 * _covariance(z)}
+            # Not by lightly's `variance_loss` and `covariance_loss`, which take the whole batch: it had to be gathered,
+            # which ranks with different numbers of tokens cannot do. The last of the sums is the number of samples.
+            sums = sum_over_ranks(F.pad(z, (0, 1), value=1.0).sum(0))
+            num = sums[0, -1]
+            centred = z - sums[:, :-1] / num
+            covariance = sum_over_ranks(torch.einsum("nvc,nvd->vcd", centred, centred)) / (num - 1).clamp(min=1)
+            variance = covariance.diagonal(dim1=-2, dim2=-1)
+            std = F.relu(1 - (variance + 1e-4).sqrt()).mean() * (num > 1)
+            off_diagonal = covariance - torch.diag_embed(variance)
+            return {"sim": sim, "std": std, "cov": 2 * off_diagonal.square().sum((-2, -1)).mean() / z.shape[-1]}
 
     def forward(self, *views: Tensor) -> Tensor:
         """The terms, weighted by their coefficients and added up."""
@@ -67,11 +73,3 @@ class VICReg(nn.Module):
     def combine(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms."""
         return torch.stack([weight * terms[name] for name, weight in self.coefficients.items()]).sum()
-
-
-def _covariance(z: Tensor) -> Tensor:
-    """As lightly's `covariance_loss`, which picks the off-diagonal by a mask: on a GPU, the host would wait for it."""
-    centred = z - z.mean(0)
-    covariance = torch.einsum("nvc,nvd->vcd", centred, centred) / (len(z) - 1)
-    off_diagonal = covariance - torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-    return off_diagonal.pow(2).sum((-2, -1)).mean() / z.shape[-1]

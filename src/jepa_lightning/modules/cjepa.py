@@ -13,7 +13,8 @@ class CJEPA(IJEPA):
 
     By default the three terms compare the predictions of an image's target blocks: each is averaged over its tokens and
     projected, and all pairs of blocks count. The paper's text and its algorithms differ in what they compare; the other
-    readings are a choice of `vicreg_source`.
+    readings are a choice of `vicreg_source`. `L_JEPA` is by default that of I-JEPA's code, the smooth L1 distance; the
+    paper's is squared, `distance="l2"`.
 
     Args:
         beta: weight of the three terms together, zero or more.

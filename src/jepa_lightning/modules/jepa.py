@@ -49,8 +49,8 @@ class JEPA(pl.LightningModule):
             what the official codes' `ipe_scale` does; 1 or more.
         regularizers: what is added to the loss against collapse: `vicreg` and `sigreg`, each with the options of
             `Regularizer`, such as `{"sigreg": {"weight": 0.05}}`.
-        weights: a checkpoint (official or ours) whose networks this training starts from; read when the fit starts
-            and only then, so that a checkpoint of the run itself needs no other file.
+        weights: a checkpoint (official or ours) whose networks this training starts from, while regularisers start
+            anew; read when the fit starts and only then, so that a checkpoint of the run itself needs no other file.
         recompute_activations: keep of every block of encoder and predictor its input only, and compute the rest again
             in the backward pass: a third more computation, for memory that no longer grows with the number of blocks.
 

@@ -85,6 +85,8 @@ class LeJEPA(JEPA):
     ) -> None:
         if not 0 <= sigreg_weight <= 1:
             raise ValueError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
+        if num_local and any(side % patch for side, patch in zip(pair(local_size), pair(patch_size), strict=True)):
+            raise ValueError(f"local_size must be a multiple of patch_size={patch_size}, got {local_size}")
         super().__init__(
             lr, start_lr, final_lr, warmup, weight_decay, weights=weights, recompute_activations=recompute_activations
         )

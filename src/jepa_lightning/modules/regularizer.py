@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -37,7 +38,7 @@ class Regularizer(nn.Module):
         **options: those of `VICReg` or `SIGReg`.
 
     Raises:
-        ValueError: an unknown name or source, or a negative weight.
+        ValueError: an unknown name or source, or a negative or infinite weight.
         TypeError: an option that the regulariser does not have.
     """
 
@@ -55,8 +56,8 @@ class Regularizer(nn.Module):
             raise ValueError(f"there is no regulariser {name!r}; choose from {', '.join(LOSSES)}")
         if source not in get_args(Source):
             raise ValueError(f"source of {name} must be one of {', '.join(get_args(Source))}, got {source!r}")
-        if weight < 0:
-            raise ValueError(f"the weight of {name} must not be negative, got {weight}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} must be finite and not negative, got {weight}")
         unknown = set(options) - set(inspect.signature(LOSSES[name]).parameters)
         if unknown:
             known = [*inspect.signature(LOSSES[name]).parameters, "weight", "source", "projector"]

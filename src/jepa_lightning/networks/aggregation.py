@@ -122,7 +122,9 @@ class LocalAggregation(nn.Module):
         """
         unit = F.normalize(tokens.float(), dim=-1)
         places = self.window.expand(len(tokens), -1, -1)
-        similarity = (unit @ unit.mT).gather(2, places).masked_fill(~self.inside, -torch.inf)
+        with torch.autocast(tokens.device.type, enabled=False):  # rounded cosines would be ranked otherwise
+            cosines = unit @ unit.mT
+        similarity = cosines.gather(2, places).masked_fill(~self.inside, -torch.inf)
         nearest, order = similarity.topk(self.num_neighbours, dim=-1)
         return places.gather(2, order), nearest > -torch.inf
 
