@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning import IJEPA, VJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA
 from jepa_lightning.masking import MaskingList, Masks, RandomTubeMasking
 
 
@@ -27,6 +27,14 @@ class NoPredictor(IJEPA):
     def predict(self, context: Tensor, masks: Masks) -> Tensor:
         """The mean, as often as it is asked for."""
         return torch.broadcast_to(context.mean(1)[:, None, None], (*masks.targets.shape, context.shape[-1]))
+
+
+class CJEPANoPredictor(CJEPA, NoPredictor):
+    """The same with C-JEPA's terms."""
+
+
+class DMTJEPANoPredictor(DMTJEPA, NoPredictor):
+    """The same from the aggregated context and for the aggregated targets."""
 
 
 class RandomTubes(VJEPA):

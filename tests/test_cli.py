@@ -22,6 +22,7 @@ from fake_data import (
     write_videos,
 )
 from helpers import TINY, in_two_processes, shards_on_cpu
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.tensor import DTensor
 
 import jepa_lightning
@@ -439,6 +440,10 @@ def test_real_clips_end_to_end(tmp_path: Path) -> None:
     assert clips >= 16
     assert trainer.global_step == 2 * (clips // 4)
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    events = EventAccumulator(trainer.logger.log_dir, {"images": 0})
+    events.Reload()
+    # There are no held-out clips: what is drawn is the first training batch of each epoch.
+    assert [event.step for event in events.Images("pictures/latents")] == [1, 1 + clips // 4]
     (saved,) = Path().rglob("last.ckpt")
     encoder = jepa_lightning.load_encoder(saved)
     assert encoder(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 64, 192)

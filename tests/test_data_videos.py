@@ -355,12 +355,12 @@ def test_unlabelled_folder_with_images(prefix: str, tmp_path: Path) -> None:
 
 
 def test_lists(tmp_path: Path) -> None:
-    """As the official code writes them, and with commas; spaces in paths; relative to the list."""
+    """As the official code writes them, and with commas; spaces in paths; relative to the list; a mark in front."""
     paths = write_set(tmp_path, "videos/0.mp4", "videos/my 1 clip, old.mp4", "videos/2.mp4", "videos/3.mp4")
     (tmp_path / "train.csv").write_text(
-        f'{paths[0]} 7\n\nvideos/my 1 clip, old.mp4 -1\n"videos/2.mp4", 12\nvideos/3.mp4,0'
+        f'\ufeff{paths[0]} 7\n\nvideos/my 1 clip, old.mp4 -1\n"videos/2.mp4", 12\nvideos/3.mp4,0', "utf-8"
     )
-    (tmp_path / "val.csv").write_text("videos/3.mp4 5\n")
+    (tmp_path / "val.csv").write_text("videos/3.mp4::5\n")
     expected = {0: 7, 1: -1, 2: 12, 3: 0}
     for root in (tmp_path, tmp_path / "train.csv"):
         datamodule = module(root, dataset="csv", batch_size=4)
@@ -375,6 +375,9 @@ def test_lists(tmp_path: Path) -> None:
             assert datamodule.val_dataloader() == []
     (tmp_path / "train.csv").write_text("videos/0.mp4 7\nvideos/3.mp4 horse\n")
     with pytest.raises(ValueError, match=r"train\.csv, line 2: 'videos/3.mp4 horse' is not a path and a whole number"):
+        module(tmp_path, dataset="csv")
+    (tmp_path / "train.csv").write_text("videos/größe.mp4 1\n", "latin-1")
+    with pytest.raises(ValueError, match=r"train\.csv is not written in UTF-8"):
         module(tmp_path, dataset="csv")
     (tmp_path / "train.csv").write_text("\n")
     with pytest.raises(ValueError, match="is empty"):

@@ -170,17 +170,22 @@ def test_images_and_clips_are_told_apart() -> None:
 
 
 def test_one_method_is_not_the_other() -> None:
-    """A file of V-JEPA 2 lacks V-JEPA's positions; that of V-JEPA has some too many, which is said of each network."""
-    with pytest.raises(ValueError, match=r"context_encoder does not fit[^:]*:[^:]*:\s*Missing key.*\"pos_embed\""):
+    """The weights of either would load into the other but for their positions, and be wrong there."""
+    with pytest.raises(ValueError, match=r"weights of V-JEPA 2, with tiled_rope positions .* sincos, .* into VJEPA2"):
         VJEPA.from_official(OFFICIAL["vjepa2"], 32, 4, **HEADS)
-    with pytest.warns(UserWarning, match="if this is a file of V-JEPA, load it into VJEPA instead") as caught:
+    with pytest.raises(ValueError, match=r"weights of V-JEPA, with sincos positions .* tiled_rope, .* into VJEPA$"):
         VJEPA2.from_official(OFFICIAL["vjepa"], num_heads=3, predictor_num_heads=2)
-    said = {" ".join(str(warning.message).split()[:5]).rstrip(",") for warning in caught}
-    assert said >= {
-        "the checkpoint's context_encoder has pos_embed",
-        "the checkpoint's target_encoder has pos_embed",
-        "the checkpoint's predictor has predictor_pos_embed",
-    }
+
+
+def test_ours_of_one_method_are_not_the_others(tmp_path: Path) -> None:
+    clips, options = torch.randn(2, 3, 4, 32, 32), TINY_VIDEO | {"image_size": 32, "num_frames": 4}
+    for source, target in ((VJEPA, VJEPA2), (VJEPA2, VJEPA)):
+        trainer = quiet_trainer(tmp_path, max_steps=1)
+        trainer.fit(source(**options), loader(clips))
+        trainer.save_checkpoint(tmp_path / "source.ckpt")
+        module = target(**options, weights=str(tmp_path / "source.ckpt"))
+        with pytest.raises(ValueError, match=rf"load them into {source.__name__}$"):
+            quiet_trainer(tmp_path, max_steps=1).fit(module, loader(clips))
 
 
 @pytest.mark.parametrize("in_predictor", [False, True])
@@ -327,6 +332,12 @@ def test_train_on_from_an_official_file(tmp_path: Path) -> None:
     quiet_trainer(tmp_path, max_steps=1).fit(module, loader(trace("vjepa2")["clips"]))
     for network, state in official("vjepa2").items():
         assert_same(module.get_submodule(network), state)
+    fewer = VJEPA2(**TINY_VIDEO | options | {"num_mask_tokens": 1}, weights=OFFICIAL["vjepa2"], lr=0.0, start_lr=0.0)
+    with pytest.warns(
+        UserWarning, match=r"predictor has mask tokens .* left out: mask_tokens\.1; num_mask_tokens keeps"
+    ):
+        quiet_trainer(tmp_path, max_steps=1).fit(fewer, loader(trace("vjepa2")["clips"]))
+    assert torch.equal(fewer.predictor.mask_tokens[0], official("vjepa2")["predictor"]["mask_tokens.0"])
     wrong = VJEPA2(**TINY_VIDEO | options | {"num_mask_tokens": 3}, weights=OFFICIAL["vjepa2"])
     with pytest.raises(ValueError, match=r"(?s)predictor does not fit.*mask_tokens\.2"):
         quiet_trainer(tmp_path, max_steps=1).fit(wrong, loader(trace("vjepa2")["clips"]))
@@ -453,7 +464,7 @@ def test_rotations_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     sizes |= {"predictor_embed_dim": 48, "predictor_depth": 2, "predictor_num_heads": 3, "num_mask_tokens": 2}
     clips = DataLoader(torch.randn(2, 3, 4, 32, 32), 2)
     quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path, official=True), clips)
-    with pytest.raises(ValueError, match=r"context_encoder are rope, .* official=True"):
+    with pytest.raises(ValueError, match=r"positions of this module are rope, .* official=True"):
         quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path), clips)
 
 

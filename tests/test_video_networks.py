@@ -514,6 +514,16 @@ def test_pooling_is_that_of_transformers(depth: int) -> None:
     assert ours(x).shape == (2, 24)
 
 
+def test_the_first_weights_of_pooling() -> None:
+    """As published: what a block adds to its input starts at 0.02 over `sqrt(2 l)`, the block with the query first."""
+    torch.manual_seed(0)
+    pooler = AttentivePooler(192, num_heads=3, depth=3)
+    layers = [pooler.cross_attention.mlp.fc2, *(layer for b in pooler.blocks for layer in (b.attn.proj, b.mlp.fc2))]
+    expected = [0.02 / (2 * number) ** 0.5 for number in (1, 2, 2, 3, 3)]
+    assert [float(layer.weight.detach().std()) for layer in layers] == pytest.approx(expected, rel=0.02)
+    assert float(pooler.cross_attention.kv.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_pooling_does_not_see_the_order(depth: int) -> None:
     """Nor tokens of another sample; one token more it does see."""

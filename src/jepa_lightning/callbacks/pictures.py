@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,59 @@ from jepa_lightning.masking import Masks
 BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45], [0.80, 0.47, 0.65]])
 
 
-class LatentPictures(pl.Callback):
-    """Draws a few validation images or clips into TensorBoard (`pictures/latents`) at every validation.
+class Pictures(pl.Callback):
+    """Draws a few images or clips into TensorBoard at every validation or, without held-out data, in every epoch.
+
+    They are the first ones of the first batch: of held-out data the same ones, under the same masks, every time.
+
+    Args:
+        num_images: number of images, or of clips, at least 1.
+
+    Raises:
+        ValueError: none at all.
+    """
+
+    tag: str
+
+    def __init__(self, num_images: int = 6) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        self.num_images = num_images
+
+    @abstractmethod
+    def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
+        """The picture `[3, height, width]`, in [0, 1], of the images and of the outputs of their step."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw held-out images."""
+        if not (batch_idx or dataloader_idx or trainer.sanity_checking):
+            self._show(trainer, pl_module, outputs, batch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw training images if there are no others."""
+        if not batch_idx and not sum(trainer.num_val_batches):
+            self._show(trainer, pl_module, outputs, batch)
+
+    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> None:
+        images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
+        picture = self.draw(pl_module, images, outputs)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(self.tag, picture, trainer.global_step)
+
+
+class LatentPictures(Pictures):
+    """What is masked of images or clips, and what the target encoder makes of them (`pictures/latents`).
 
     Of an image a row. From left to right: the image; where tokens are masked, what the context encoder sees, and the
     target blocks in colours; and the target encoder's tokens, their first three principal components over all rows as
@@ -30,6 +82,8 @@ class LatentPictures(pl.Callback):
     Of a clip a film strip, a column for each frame of tokens: the clip; for each kind of mask what the context encoder
     sees, and in colour what is predicted; and the principal components.
 
+    Drawn at every validation or, without held-out data, in every epoch.
+
     Args:
         num_images: number of images, or of clips, at least 1.
 
@@ -37,41 +91,26 @@ class LatentPictures(pl.Callback):
         ValueError: no rows.
     """
 
-    def __init__(self, num_images: int = 6) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.num_images = num_images
+    tag = "pictures/latents"
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first images of the first batch: the same ones, under the same masks, every time."""
-        if batch_idx or dataloader_idx or trainer.sanity_checking:
-            return
-        images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
+    def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
+        """The rows, or the film strips."""
         features = predictions(outputs)[0].features[: self.num_images]
         masks, grid = outputs["masks"], pl_module.grid(images)
-        if len(grid) == 3:
-            kinds = [masks] if isinstance(masks, Masks) else masks
-            clips = images.unsqueeze(2) if images.ndim == 4 else images
-            picture = draw_clips(clips, kinds, features, grid)
-        else:
-            picture = draw_latents(images, masks if isinstance(masks, Masks) else None, features, grid)
-        _add_image(trainer, "pictures/latents", picture)
+        if len(grid) == 2:
+            return draw_latents(images, masks if isinstance(masks, Masks) else None, features, grid)
+        kinds = [masks] if isinstance(masks, Masks) else masks
+        return draw_clips(images.unsqueeze(2) if images.ndim == 4 else images, kinds, features, grid)
 
 
-class NeighbourPictures(pl.Callback):
-    """Draws what DMT-JEPA makes of a patch into TensorBoard (`pictures/neighbours`), a row each, at every validation.
+class NeighbourPictures(Pictures):
+    """What DMT-JEPA makes of a patch (`pictures/neighbours`), of each image the one that stands out most from its mean.
 
     From left to right: the image with the patch (white) and its masked semantic neighbours (orange); how similar the
     teacher's token of every patch is to that of this one, which is the target of I-JEPA; and the same of the aggregated
     targets of DMT-JEPA. White is a cosine of 1, black the lowest of the image.
+
+    Drawn at every validation or, without held-out data, in every epoch.
 
     Args:
         num_images: number of rows, at least 1.
@@ -81,38 +120,25 @@ class NeighbourPictures(pl.Callback):
         TypeError: a method without aggregated targets.
     """
 
-    def __init__(self, num_images: int = 6) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.num_images = num_images
+    tag = "pictures/neighbours"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse methods that have nothing to draw."""
         if not hasattr(pl_module, "target_head"):
             raise TypeError(f"NeighbourPictures draws what DMTJEPA aggregates; {type(pl_module).__name__} does not")
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw the first images of the first batch, each with the masked patch that stands out most from its mean."""
-        if batch_idx or dataloader_idx or trainer.sanity_checking:
-            return
-        images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
+    def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
+        """Of each image a row."""
         tokens = predictions(outputs)[0].features[: self.num_images].float()
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        picked, exists = pl_module.target_head.neighbours(tokens)
-        aggregated = pl_module.target_head.neighbourhoods(tokens)
+        with torch.no_grad():
+            picked, exists = pl_module.target_head.neighbours(tokens)
+            aggregated = pl_module.target_head.neighbourhoods(tokens)
         hidden = outputs["masks"].targets[: self.num_images].flatten(1)
         likeness = F.cosine_similarity(tokens, tokens.mean(1, keepdim=True), dim=-1)
         patch = hidden.gather(1, likeness.gather(1, hidden).argmin(1, keepdim=True)).squeeze(1)
-        picture = draw_neighbours(images, patch, picked, exists, (tokens, aggregated), pl_module.context_encoder.grid)
-        _add_image(trainer, "pictures/neighbours", picture)
+        grid = pl_module.context_encoder.grid
+        return draw_neighbours(images, patch, picked, exists, (tokens, aggregated), grid)
 
 
 def draw_neighbours(
@@ -215,12 +241,6 @@ def _as_colours(features: Tensor) -> Tensor:
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     colours = ((components - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     return F.pad(colours, (0, 3 - colours.shape[-1])).view(*features.shape[:2], 3)
-
-
-def _add_image(trainer: pl.Trainer, tag: str, picture: Tensor) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(tag, picture, trainer.global_step)
 
 
 def _as_table(columns: Sequence[Tensor]) -> Tensor:

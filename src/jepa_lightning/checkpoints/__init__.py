@@ -5,7 +5,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from jepa_lightning.checkpoints.hugging_face import save_for_transformers
-from jepa_lightning.checkpoints.reading import Networks, load_encoder, load_networks, read_networks
+from jepa_lightning.checkpoints.reading import (
+    Networks,
+    check_positions,
+    load_encoder,
+    load_networks,
+    read_networks,
+)
 from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
 from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
 from jepa_lightning.networks import VisionTransformer
@@ -13,6 +19,7 @@ from jepa_lightning.networks import VisionTransformer
 __all__ = [
     "Networks",
     "SafeCheckpointIO",
+    "check_positions",
     "load_encoder",
     "load_networks",
     "predictor_sizes",

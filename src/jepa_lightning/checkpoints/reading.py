@@ -87,12 +87,8 @@ def load_networks(module: nn.Module, networks: Networks) -> None:
     """
     for name in OFFICIAL_NETWORKS.values():
         network = module.get_submodule(name)
-        rotates = getattr(network, "positions", "sincos")
-        if rotates != "sincos" and (rotates == "tiled_rope") != networks.options.get("official", True):
-            raise ValueError(
-                f"the positions of this module's {name} are {rotates}, and the checkpoint was trained with others, so "
-                f"that its features would be wrong: build the module with official={rotates != 'tiled_rope'}"
-            )
+        if isinstance(network, VideoTransformer | VideoPredictor):
+            check_positions(networks, network.positions)
         if not networks.states.get(name):
             raise ValueError(
                 f"the checkpoint holds no {name}, only {', '.join(networks.states)}: it cannot be trained on"
@@ -102,6 +98,40 @@ def load_networks(module: nn.Module, networks: Networks) -> None:
         further = name.startswith(("context_", "target_")) and name not in OFFICIAL_NETWORKS.values()
         if further and name in networks.states:
             _load(network, networks.states[name], name)
+
+
+def check_positions(networks: Networks, positions: Positions) -> None:
+    """Refuse the networks of clips whose positions are others than those of the module that they are loaded into.
+
+    Raises:
+        ValueError: weights of V-JEPA for V-JEPA 2 or the other way round, or rotations of the other kind.
+    """
+    theirs = _positions(networks)
+    if theirs == positions:
+        return
+    if "sincos" in (theirs, positions):
+        method, module = ("V-JEPA", "VJEPA") if theirs == "sincos" else ("V-JEPA 2", "VJEPA2")
+        raise ValueError(
+            f"these are weights of {method}, with {theirs} positions where this module has {positions}, so that its "
+            f"features would be wrong: load them into {module}"
+        )
+    raise ValueError(
+        f"the positions of this module are {positions}, and the checkpoint was trained with {theirs}, so that its "
+        f"features would be wrong: build the module with official={theirs == 'tiled_rope'}"
+    )
+
+
+def _positions(networks: Networks) -> Positions:
+    """Those that a file's networks of clips were trained with."""
+    if "official" in networks.options:
+        return "tiled_rope" if networks.options["official"] else "rope"
+    # Of official files, those of V-JEPA 2 may have positions left over. The predictor gives it away: V-JEPA's has
+    # positions too, and two mask tokens, V-JEPA 2's has ten.
+    predictor = networks.states.get("predictor", {})
+    unused = bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.2" in predictor)
+    if "pos_embed" in networks.states["target_encoder"] and (networks.options or not unused):
+        return "sincos"
+    return "tiled_rope"
 
 
 def load_encoder(
@@ -135,10 +165,7 @@ def load_encoder(
     encoder: VisionTransformer | VideoTransformer
     if state.get("patch_embed.proj.weight", torch.empty(0)).ndim == 5:
         sizes = video_transformer_sizes(state, size, num_frames or told.get("num_frames"), heads)
-        positions: Positions = "tiled_rope" if told.get("official", True) else "rope"
-        if "pos_embed" in state and (told or not _left_over(networks)):  # ours have nothing left over
-            positions = "sincos"
-        encoder = VideoTransformer(_pair(sizes.pop("image_size")), **sizes, positions=positions)
+        encoder = VideoTransformer(_pair(sizes.pop("image_size")), **sizes, positions=_positions(networks))
     else:
         sizes = vision_transformer_sizes(state, size, heads)
         encoder = VisionTransformer(_pair(sizes.pop("image_size")), **sizes)
@@ -149,15 +176,6 @@ def load_encoder(
 def _pair(size: int | list[int]) -> tuple[int, int]:
     rows, columns = (size, size) if isinstance(size, int) else size
     return rows, columns
-
-
-def _left_over(networks: Networks) -> bool:
-    """Whether the positions in a file are unused, as those in V-JEPA 2's released files are.
-
-    The predictor gives it away: V-JEPA's has positions too, and two mask tokens, V-JEPA 2's has ten.
-    """
-    predictor = networks.states.get("predictor", {})
-    return bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.2" in predictor)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -206,13 +224,20 @@ def _load(network: nn.Module, state: StateDict, name: str) -> None:
     for positions in [entry for entry in state if entry.endswith("pos_embed")]:
         if positions not in own:
             warnings.warn(
-                f"the checkpoint's {name} has {positions}, which networks with rotary positions do not use. V-JEPA 2's "
-                "released files have it left over; if this is a file of V-JEPA, load it into VJEPA instead",
+                f"the checkpoint's {name} has {positions}, which networks with rotary positions do not use; V-JEPA 2's "
+                "released files have it left over",
                 stacklevel=3,
             )
             del state[positions]
         elif state[positions].shape != own[positions].shape or _of_another_grid(network, state[positions]):
             state[positions] = own[positions]
+    if spare := [entry for entry in state if entry.startswith("mask_tokens.") and entry not in own]:
+        warnings.warn(
+            f"the checkpoint's {name} has mask tokens that stand for no kind of mask of this module, which are left "
+            f"out: {', '.join(spare)}; num_mask_tokens keeps them",
+            stacklevel=3,
+        )
+        state = {entry: value for entry, value in state.items() if entry not in spare}
     for entry, whole in own.items():
         if isinstance(whole, DTensor) and entry in state and state[entry].shape == whole.shape:
             state[entry] = distribute_tensor(state[entry].to(whole.device), whole.device_mesh, whole.placements)

@@ -8,7 +8,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from jepa_lightning.data.shards import Entry
 
-VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp")
+VIDEO_EXTENSIONS = (
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
+    *(".ts", ".mts", ".m2ts", ".vob", ".ogv", ".flv", ".wmv", ".3gp"),
+)
 _EXTENSIONS = (*VIDEO_EXTENSIONS, *IMG_EXTENSIONS)
 
 
@@ -71,13 +74,17 @@ def open_list(root: Path, role: str) -> list[Entry] | None:
             f"{path.absolute()} does not exist: give as root the folder that has train.csv and val.csv, or a CSV file "
             "of training videos."
         )
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()  # some editors put a mark in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not written in UTF-8: {error}. Convert it, for instance with iconv.") from error
     entries = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            if (match := re.fullmatch(r'\s*"?(.+?)"?\s*[\s,]\s*(-?\d+)\s*', line)) is None:
+            if (match := re.fullmatch(r'\s*"?(.+?)"?\s*(?:::|[\s,])\s*(-?\d+)\s*', line)) is None:
                 raise ValueError(
-                    f"{path}, line {number}: {line!r} is not a path and a whole number for a label, with a space or a "
-                    "comma between them."
+                    f"{path}, line {number}: {line!r} is not a path and a whole number for a label, with a space, a "
+                    "comma or :: between them."
                 )
             video = os.path.join(path.parent, match[1])
             entries.append(Entry(video, int(match[2]), video))

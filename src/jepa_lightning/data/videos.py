@@ -142,8 +142,8 @@ class VideoDataModule(pl.LightningDataModule):
       Videos that are not in `root/train` or lie directly in it are unlabelled, and found at any depth. Images (.jpg,
       .png and so on) among them are videos of one frame (V-JEPA 2, arXiv:2506.09985).
     - `csv`: `root/train.csv` and, where it exists, `root/val.csv`, or `root` is a file of training videos. A line is a
-      path and a label, with a space between them as in the official code, or a comma. Paths may have spaces; relative
-      ones start from the folder of the list (the official code's from the working directory).
+      path and a label, with a space or `::` between them as in the official code, or a comma. Paths may have spaces;
+      relative ones start from the folder of the list (the official code's from the working directory).
     - `shards`: tar files of `key.mp4` with `key.cls` or `key.json` (its `label`), or neither, read by the webdataset
       library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or URL of
       training shards such as `https://example.org/{000..099}.tar` or `pipe:aws s3 cp s3://bucket/{000..099}.tar -`. An

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_networks, video_transformer_sizes
+from jepa_lightning.checkpoints import (
+    check_positions,
+    load_networks,
+    predictor_sizes,
+    read_networks,
+    video_transformer_sizes,
+)
 from jepa_lightning.losses import Distance, latent_distance
 from jepa_lightning.masking import MaskingList, Masks, TubeMasking
 from jepa_lightning.modules.ijepa import pair
@@ -199,11 +205,12 @@ class VJEPA(JEPA):
             **options: everything else that the module takes.
 
         Raises:
-            ValueError: a file that is not such a checkpoint, or sizes that it does not tell.
+            ValueError: a file that is not such a checkpoint or one of the other method, or sizes that it does not tell.
         """
         networks = read_networks(path)
-        state, added = networks.states["target_encoder"], not options.get("official", False)
-        sizes = video_transformer_sizes(state, image_size, num_frames, num_heads, added)
+        state, rotary = networks.states["target_encoder"], options.get("official", False)
+        sizes = video_transformer_sizes(state, image_size, num_frames, num_heads, added=not rotary)
+        check_positions(networks, "tiled_rope" if rotary else "sincos")
         sizes |= predictor_sizes(networks.states["predictor"])
         if predictor_num_heads is not None:
             sizes["predictor_num_heads"] = predictor_num_heads

@@ -22,8 +22,9 @@ class VJEPA2(VJEPA):
         image_size: side of the frames in pixels, or `[rows, columns]`.
         predictor_num_heads: attention heads of the predictor.
         official: as the official code, and its weights, have it: the frequencies of the rotary positions are tiled (see
-            `rotation`), and every kind of mask uses the first mask token. By default each pair of features has one
-            frequency and each kind of mask a token of its own.
+            `rotation`), and every kind of mask uses the first mask token, as clips of one length do there (of several,
+            each length has a token). By default each pair of features has one frequency and each kind of mask a token
+            of its own.
         lr: learning rate between warm-up and cool-down.
         start_lr: learning rate at the start of the warm-up.
         final_lr: learning rate at the end of the cool-down.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jepa_lightning.networks.linear import Mlp
 from jepa_lightning.networks.rotary import RotaryBlock
-from jepa_lightning.networks.tokens import init_transformer
+from jepa_lightning.networks.tokens import init_transformer, rescale_residuals
 
 
 class CrossAttentionBlock(nn.Module):
@@ -62,6 +62,9 @@ class AttentivePooler(nn.Module):
         self.blocks = nn.ModuleList(RotaryBlock(embed_dim, num_heads) for _ in range(depth - 1))
         self.cross_attention = CrossAttentionBlock(embed_dim, num_heads)
         self.apply(init_transformer)
+        # What the blocks add to their input starts smaller, as in the official code: that of the query is the first.
+        rescale_residuals(self.blocks, first=2)
+        self.cross_attention.mlp.fc2.weight.data.div_(2**0.5)
         nn.init.trunc_normal_(self.query, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:

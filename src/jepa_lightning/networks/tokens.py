@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,3 +103,15 @@ def init_transformer(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
+
+
+def rescale_residuals(blocks: Iterable[Any], first: int = 1) -> None:
+    """Divide what the l-th block adds to its input by `sqrt(2 l)` at the start, as V-JEPA 2's code does.
+
+    Args:
+        blocks: transformer blocks with `attn.proj` and `mlp.fc2`.
+        first: l of the first of them.
+    """
+    for number, block in enumerate(blocks, start=first):
+        for layer in (block.attn.proj, block.mlp.fc2):
+            layer.weight.data.div_((2 * number) ** 0.5)

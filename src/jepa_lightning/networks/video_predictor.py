@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 from jepa_lightning.networks.linear import Linear
 from jepa_lightning.networks.rotary import RotaryBlock, rotation
-from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
-from jepa_lightning.networks.video_transformer import Positions, rescale_residuals
+from jepa_lightning.networks.tokens import (
+    check_sizes,
+    gather_tokens,
+    init_transformer,
+    rescale_residuals,
+    sincos_positions,
+)
+from jepa_lightning.networks.video_transformer import Positions
 
 
 class VideoPredictor(nn.Module):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from jepa_lightning.networks.rotary import RotaryBlock, rotation
-from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, sincos_positions
+from jepa_lightning.networks.tokens import (
+    check_sizes,
+    gather_tokens,
+    init_transformer,
+    rescale_residuals,
+    sincos_positions,
+)
 
 Positions = Literal["sincos", "rope", "tiled_rope"]
 
@@ -143,10 +149,3 @@ class VideoTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, by)
         return self.norm(tokens)
-
-
-def rescale_residuals(blocks: Iterable[Any]) -> None:
-    """Divide what the l-th block adds to its input by `sqrt(2 l)` at the start, as V-JEPA 2's code does."""
-    for number, block in enumerate(blocks, start=1):
-        for layer in (block.attn.proj, block.mlp.fc2):
-            layer.weight.data.div_((2 * number) ** 0.5)
