@@ -15,11 +15,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa_lightning import IJEPA, ShapesDataModule
 from jepa_lightning.callbacks import (
     CollapseMonitor,
+    FeatureWriter,
     KNNProbe,
     LatentPictures,
     LinearProbe,
@@ -237,11 +238,31 @@ def test_regression_against_numpy(tmp_path: Path) -> None:
     images, labels = (torch.stack(column) for column in zip(*(data[i] for i in range(64)), strict=True))
     with torch.no_grad():
         inputs = (module.target_encoder(images).mean(1), images.flatten(1))
+        labels = (labels - labels.mean(0)) / labels.std(0, correction=0)
         for probe, read, wanted in zip(probes, inputs, (labels[:, 0], labels[:, 0, :1]), strict=True):
             errors = (probe.predict(read) - wanted).numpy()
             r2 = (1 - (errors**2).sum(0) / ((wanted - wanted.mean(0)) ** 2).sum(0).numpy()).mean()
             assert float(trainer.callback_metrics[f"probe/{probe.name}/r2"]) == pytest.approx(r2, abs=1e-4)
             assert r2 > 0.5
+
+
+class Rescaled(Placed):
+    """The same in other units, from another origin."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, place = super().__getitem__(index)
+        return image, 200 * place + 1000
+
+
+def test_regression_in_any_unit(tmp_path: Path) -> None:
+    scores = []
+    for data in (Placed(64), Rescaled(64)):
+        torch.manual_seed(0)
+        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[RegressionProbe(2, lr=0.03)])
+        trainer.fit(tiny(), loader(data), loader(data))
+        scores.append(float(trainer.callback_metrics["probe/regression/r2"]))
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+    assert scores[0] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -310,10 +331,29 @@ def test_probes_resume(tmp_path: Path) -> None:
     resumed, resumed_metrics = run(str(tmp_path / "epoch=1.ckpt"))
     for a, b in zip(whole[:3], resumed[:3], strict=True):
         assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
+    assert torch.equal(whole[2]["scale"]["total"], resumed[2]["scale"]["total"])
     assert torch.equal(whole[3]["inputs"], resumed[3]["inputs"])
     assert whole[3]["next"] == resumed[3]["next"]
     for name in ("linear/accuracy", "pixels/accuracy", "regression/r2", "knn/accuracy"):
         assert metrics[f"probe/{name}"] == resumed_metrics[f"probe/{name}"]
+
+
+def test_probes_go_on_after_a_test(tmp_path: Path) -> None:
+    """In one process: a test of a checkpoint, then a training from another, with callbacks that were used before."""
+    probes, data = [LinearProbe(4), RegressionProbe(label="other")], loader(LabelledImages(40))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=probes)
+    trainer.fit(tiny(), data, loader(Later(24)))
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    first = [{name: value.clone() for name, value in probe.state_dict()["head"].items()} for probe in probes]
+    quiet_trainer(tmp_path, max_epochs=3, callbacks=probes).fit(
+        tiny(), data, loader(Later(24)), ckpt_path=str(tmp_path / "first.ckpt")
+    )
+    fresh = quiet_trainer(tmp_path, max_epochs=2, callbacks=[LinearProbe(4), RegressionProbe(label="other")])
+    for used in (quiet_trainer(tmp_path, max_epochs=2, callbacks=probes), fresh):
+        used.test(tiny(), loader(Later(24)), ckpt_path=str(tmp_path / "first.ckpt"), verbose=False)
+        for probe, head in zip(used.callbacks[:2], first, strict=True):
+            assert all(torch.equal(probe.state_dict()["head"][name], head[name]) for name in head)
+        used.fit(tiny(), data, loader(Later(24)), ckpt_path=str(tmp_path / "first.ckpt"))
 
 
 def test_probes_validate_a_checkpoint(tmp_path: Path) -> None:
@@ -524,14 +564,54 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
         "val_features": [outputs["latents"].features for outputs, _ in record.val],
         "val_labels": [batch.other for _, batch in record.val],
         "heads": [probe.state_dict()["head"] for probe in probes[:2]],
+        "scale": probes[1].state_dict()["scale"]["total"],
         "logged": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
+    for name, data in (("places", LabelledImages(11)), ("stream", Stream(rank, 3 + rank))):
+        writer = FeatureWriter(folder / f"{name}.npz")
+        trainer = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[writer])
+        trainer.predict(module, DataLoader(data, 2), return_predictions=False)
     return result
 
 
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """Images without a place, each labelled by its rank and number."""
+
+    def __init__(self, rank: int, number: int) -> None:
+        self.samples = [(random_images(1)[0], 100 * rank + index) for index in range(number)]
+
+    def __iter__(self) -> Any:
+        return iter(self.samples)
+
+
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(written: Path) -> list[dict[str, Any]]:
+    return in_two_processes(two_processes, written)
+
+
+def test_features_of_two_processes(ranks: list[dict[str, Any]], written: Path) -> None:
+    """In the order of the data; of streams, which have none, one process after the other."""
+    places, stream = np.load(written / "places.npz"), np.load(written / "stream.npz")
+    assert places["label"].tolist() == [index % 4 for index in range(11)]
+    assert stream["label"].tolist() == [0, 1, 2, 100, 101, 102, 103]
+    module = PlainSteps(**TINY)
+    module.load_state_dict(ranks[0]["module"])
+    with torch.no_grad():
+        expected = module.target_encoder(torch.stack([LabelledImages(11)[i].image for i in range(11)])).mean(1)
+    np.testing.assert_allclose(places["features"], expected, rtol=1e-4, atol=1e-5)
+    assert stream["features"].shape == (7, TINY["embed_dim"])
+
+
+def test_features_of_a_stream(tmp_path: Path) -> None:
+    writer = FeatureWriter(tmp_path / "stream.csv")
+    quiet_trainer(tmp_path, callbacks=[writer]).predict(tiny(), DataLoader(Stream(0, 5), 2))
+    table = np.genfromtxt(tmp_path / "stream.csv", delimiter=",", names=True)
+    assert table["label"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
@@ -557,7 +637,10 @@ def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     assert len(queries) == 10
     assert a["logged"]["probe/knn/accuracy"] == pytest.approx(knn_hits(bank, labels, queries, truth, 3, 0.07) / 10)
     mean, var, _, weight, bias = (value.double().numpy() for value in a["heads"][1].values())
-    errors = ((queries - mean) / np.sqrt(var + 1e-5)) @ weight[0] + bias - truth
+    trained_on = torch.cat([values for rank in ranks for values in rank["labels"]]).double().numpy()
+    outputs = ((queries - mean) / np.sqrt(var + 1e-5)) @ weight[0] + bias
+    errors = outputs * trained_on.std() + trained_on.mean() - truth
+    assert torch.equal(a["scale"], b["scale"])
     r2 = 1 - (errors**2).mean() / truth.var()
     assert a["logged"]["probe/regression/r2"] == pytest.approx(r2, abs=1e-4)
     features = np.concatenate([tokens.mean(1) for rank in ranks for tokens in rank["features"][4:]])

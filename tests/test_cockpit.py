@@ -16,9 +16,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor
 
 from jepa_lightning import IJEPA, Latents
-from jepa_lightning.callbacks import Cockpit, CollapseError, CollapseMonitor, KNNProbe
+from jepa_lightning.callbacks import Cockpit, CollapseError, CollapseMonitor, KNNProbe, LatentPictures
 from jepa_lightning.callbacks.cockpit import LAYOUT
-from jepa_lightning.callbacks.collapse import draw_spectra
+from jepa_lightning.callbacks.collapse import across_images, draw_spectra
 
 
 class Staged(IJEPA):
@@ -96,6 +96,13 @@ def test_a_resumed_run_knows_its_first_reading(tmp_path: Path) -> None:
     resumed = quiet_trainer(tmp_path, max_steps=40, callbacks=[CollapseMonitor(1, "raise")])
     with pytest.raises(CollapseError):
         resumed.fit(Staged(collapse_at=19, **TINY), loader(random_images(320), 8), ckpt_path=str(tmp_path / "run.ckpt"))
+    # Collapsed long before: the checkpoint has more low readings in a row than the alarm waits for.
+    trainer = run(tmp_path, CollapseMonitor(1, "warn"), steps=30, collapse_at=19)
+    trainer.save_checkpoint(tmp_path / "collapsed.ckpt")
+    path, images = str(tmp_path / "collapsed.ckpt"), loader(random_images(320), 8)
+    resumed = quiet_trainer(tmp_path, max_steps=40, callbacks=[CollapseMonitor(1, "raise")])
+    with pytest.raises(CollapseError, match="until step 31"):
+        resumed.fit(Staged(collapse_at=19, **TINY), images, ckpt_path=path)
     fresh = quiet_trainer(tmp_path, max_steps=20, callbacks=[CollapseMonitor(1, "raise")])
     fresh.fit(Staged(collapse_at=0, **TINY), loader(random_images(160), 8))
 
@@ -127,11 +134,11 @@ def test_agreement_and_distance_by_hand(tmp_path: Path) -> None:
 
 
 def test_spectrum() -> None:
-    """The curve's points, largest first and over the largest."""
+    """The curve's points, largest first, and as they are: divided by the largest, a collapse would look healthy."""
     figure = draw_spectra({"target": torch.tensor([4.0, 1.0, 0.0]), "context": torch.tensor([2.0, 1.0, 1.0])})
     lines = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
-    assert np.allclose(lines["target"], [[1, 1], [2, 0.25], [3, 1e-8]])
-    assert np.allclose(lines["context"], [[1, 1], [2, 0.5], [3, 0.5]])
+    assert np.allclose(lines["target"], [[1, 4], [2, 1], [3, 1e-8]])
+    assert np.allclose(lines["context"], [[1, 2], [2, 1], [3, 1]])
     assert figure.axes[0].get_yscale() == "log"
 
 
@@ -165,6 +172,23 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert rows[:2] == ["label", "other"]
     assert [int(value) for value in rows[2:]] == [value for i in range(12) for value in (i % 4, i % 3)]
     assert Image.open(folder / "sprite.png").size == (64, 64)  # four by four places for twelve thumbnails of 16 pixels
+
+
+def test_pictures_without_held_out_data(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    callbacks = [CollapseMonitor(2), LatentPictures(2)]
+    trainer = quiet_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=callbacks)
+    trainer.fit(IJEPA(**TINY), loader(random_images(32), 8))
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("collapse/spectrum")] == [4, 8]
+    assert [image.step for image in events.Images("pictures/latents")] == [1, 5]
+
+
+def test_a_first_batch_of_nan_costs_no_more() -> None:
+    metrics = across_images("target", 8)
+    metrics.update(torch.full((4, 8), torch.nan))
+    assert len(metrics.compute_groups) == 1
 
 
 def test_options() -> None:

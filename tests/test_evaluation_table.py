@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_images
+from helpers import GOLDEN, TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_images
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -96,6 +96,58 @@ def test_neighbours_are_of_all_training_samples_but_the_held_out(folder: Path, r
                 votes[labels[index]] += weight
             hits += int(np.argmax(votes)) == right
         assert line.value == pytest.approx(hits / len(truth), abs=1.5 / len(truth))  # but for ties in float32
+
+
+class Table(pl.LightningDataModule):
+    """Noise, and labels `[N, ...]` given by a function of the images' brightness `[N]`."""
+
+    def __init__(self, label: Any) -> None:
+        super().__init__()
+        self.label = label
+
+    def _batches(self, number: int) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randn(number, 3, 16, 16, generator=generator) + torch.randn(number, 1, 1, 1, generator=generator)
+        return DataLoader(TensorDataset(images, self.label(images.mean((1, 2, 3)))), 40)
+
+    def train_dataloader(self) -> Any:
+        return self._batches(400)
+
+    def test_dataloader(self) -> Any:
+        return self._batches(200)
+
+
+def test_numbers_in_any_unit(folder: Path) -> None:
+    """Pixels from another origin are read as well as standard deviations."""
+    lines = []
+    for factor, offset in ((1, 0), (50, 1000)):
+        torch.manual_seed(0)
+        data = Table(lambda bright, a=factor, b=offset: a * bright + b)
+        lines += evaluate(str(folder / "images.ckpt"), data, steps=100, accelerator="cpu")
+    assert lines[1].value == pytest.approx(lines[0].value, abs=1e-3)
+    assert lines[0].value > 0.5
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (lambda bright: torch.zeros(len(bright), 4, dtype=torch.long), r"label torch.int64 \[200, 4\]. Classes are"),
+        (lambda bright: torch.full((len(bright),), -1), r"label torch.int64 \[200\]"),
+        (lambda bright: torch.full((len(bright), 2), torch.nan), r"label torch.float32 \[200, 2\]"),
+    ],
+)
+def test_labels_that_no_probe_reads(folder: Path, label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"no probe reads any of these labels: {message}"):
+        evaluate(str(folder / "images.ckpt"), Table(label), steps=2, accelerator="cpu")
+
+
+def test_an_official_file_that_does_not_tell_its_heads() -> None:
+    options: dict[str, Any] = {"encoder_options": {"num_heads": 3, "network": "context_encoder"}}
+    data = ShapesDataModule(32, num_train=40, num_val=20, batch_size=20, num_workers=0)
+    lines = evaluate(str(GOLDEN / "checkpoint.pth.tar"), data, steps=2, accelerator="cpu", **options)
+    assert {line.label for line in lines} == {"kind", "count", "positions", "segmentation"}
+    with pytest.raises(ValueError, match="give num_heads"):
+        evaluate(str(GOLDEN / "checkpoint.pth.tar"), data, steps=2, accelerator="cpu")
 
 
 def test_a_seed_gives_the_same_table(folder: Path, readings: list[Reading]) -> None:

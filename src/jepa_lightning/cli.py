@@ -45,6 +45,7 @@ class EvaluatingTrainer(pl.Trainer):
         ckpt_path: str,
         num_train: int = 10_000,
         steps: int = 1_000,
+        encoder_options: dict[str, Any] | None = None,
     ) -> None:
         """Read off a frozen encoder's features all that the data set has labels for, into one table.
 
@@ -56,9 +57,10 @@ class EvaluatingTrainer(pl.Trainer):
             ckpt_path: a checkpoint of ours, an official one, or a Hugging Face folder.
             num_train: training samples that probes are fitted on, at most.
             steps: of a probe's training, on batches of 256.
+            encoder_options: further arguments of `load_encoder`, such as `{network: context_encoder, num_heads: 3}`.
         """
         accelerator = self.strategy.root_device.type
-        readings = evaluate(ckpt_path, datamodule, num_train, steps, accelerator)
+        readings = evaluate(ckpt_path, datamodule, num_train, steps, accelerator, encoder_options)
         for ending in (".csv", ".md"):
             write_table(readings, Path(self.default_root_dir) / f"evaluation{ending}")
         print_table(readings)

@@ -52,7 +52,10 @@ class FeatureWriter(BasePredictionWriter):
         if not predictions or not isinstance(predictions[0], dict):
             raise TypeError(f"{type(pl_module).__name__}.predict_step gives no dict of features and labels")
         parts = {name: torch.cat([batch[name].cpu() for batch in predictions]) for name in predictions[0]}
-        order = torch.tensor([index for batch in batch_indices[0] for index in batch])
+        order = torch.tensor([index for batch in batch_indices[0] for index in batch], dtype=torch.long)
+        if not len(order):  # a stream, whose samples have no places: one process's come after another's
+            count = len(next(iter(parts.values())))
+            order = trainer.global_rank * 2**40 + torch.arange(count)
         everywhere: list[Any] = [(order, parts)]
         if trainer.world_size > 1:
             everywhere = [None] * trainer.world_size

@@ -16,6 +16,7 @@ from torchmetrics import R2Score
 from jepa_lightning.callbacks.probe import Probe, Source
 from jepa_lightning.callbacks.step import UNLABELLED, predictions
 from jepa_lightning.networks import AttentivePooler
+from jepa_lightning.networks.label_scale import LabelScale
 
 
 class FittedProbe(Probe):
@@ -101,13 +102,14 @@ class FittedProbe(Probe):
         """The classifier and its optimiser, made at the first batch."""
         if self._head is not None and self._optimizer is not None:
             return self._head, self._optimizer
-        # Under a forked generator: a probe must not change the random numbers of the training it watches.
-        with torch.random.fork_rng(devices=[]):
+        # Under a forked generator: a probe must not change the random numbers of the training it watches. Not in the
+        # inference mode of a validation that comes first: such weights could not be trained.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             head = self.build_head(pl_module, width).to(pl_module.device)
-        self._optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=0.0)
-        if self._state:
-            head.load_state_dict(self._state["head"])
-            self._optimizer.load_state_dict(self._state["optimizer"])
+            self._optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=0.0)
+            if self._state:
+                head.load_state_dict(self._state["head"])
+                self._optimizer.load_state_dict(self._state["optimizer"])
         self._width = width
         self._head = DistributedDataParallel(head) if trainer.world_size > 1 else head
         return self._head, self._optimizer
@@ -121,7 +123,7 @@ class FittedProbe(Probe):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until the first batch, which tells the width and the device."""
-        self._state = state_dict
+        self._state, self._head, self._optimizer = state_dict, None, None
 
 
 class LinearProbe(FittedProbe):
@@ -177,6 +179,7 @@ class RegressionProbe(FittedProbe):
     ) -> None:
         super().__init__(num_outputs, name, label, source, lr)
         self._r2 = R2Score()
+        self._scale = LabelScale(num_outputs)
 
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""
@@ -185,15 +188,31 @@ class RegressionProbe(FittedProbe):
     def check(self, labels: Tensor) -> None:
         """Any finite numbers can be learned."""
 
+    def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
+        """One step, to the labels in units of their spread over all processes."""
+        self._scale.to(labels.device).add(trainer.strategy.reduce(self._scale.sums(labels), reduce_op="sum"))
+        super().fit(trainer, pl_module, inputs, labels)
+
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error."""
-        return F.mse_loss(outputs, labels)
+        return F.mse_loss(outputs, self._scale.standardise(labels))
 
     def predict(self, inputs: Tensor) -> Tensor:
-        """The numbers of each input, `[B, num_outputs]`."""
+        """The standardised numbers of each input, `[B, num_outputs]`."""
         assert self._head is not None, "the probe has not seen a training batch"
         outputs: Tensor = self._head.eval()(inputs)
         return outputs
+
+    def state_dict(self) -> dict[str, Any]:
+        """The regression, its optimiser, and the scale of the labels."""
+        state = super().state_dict()
+        return {**state, "scale": self._scale.state_dict()} if state else state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with those of the checkpoint."""
+        super().load_state_dict(state_dict)
+        if state_dict:
+            self._scale.load_state_dict(state_dict["scale"])
 
     def reset(self, device: torch.device) -> None:
         """Forget the errors."""
@@ -201,7 +220,7 @@ class RegressionProbe(FittedProbe):
 
     def score(self, predicted: Tensor, labels: Tensor, dense: bool) -> None:
         """Add up the errors of predicted numbers `[B, num_outputs]`."""
-        self._r2.update(predicted, labels)
+        self._r2.update(predicted, self._scale.to(labels.device).standardise(labels))
 
     def scores(self) -> dict[str, Tensor]:
         """What is explained of the variance, over all processes."""

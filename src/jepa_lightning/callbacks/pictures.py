@@ -77,7 +77,8 @@ class LatentPictures(Pictures):
     Of an image a row. From left to right: the image; where tokens are masked, what the context encoder sees, and the
     target blocks in colours; and the target encoder's tokens, their first three principal components over all rows as
     red, green and blue. Rows whose last picture is the same whatever the image show an encoder that knows where a token
-    is and nothing else.
+    is and nothing else. Colours are stretched to the tokens at hand, however little these differ: whether they do,
+    `CollapseMonitor` says.
 
     Of a clip a film strip, a column for each frame of tokens: the clip; for each kind of mask what the context encoder
     sees, and in colour what is predicted; and the principal components.

@@ -17,6 +17,7 @@ from jepa_lightning.callbacks.step import UNLABELLED
 from jepa_lightning.evaluation.frozen import OfClasses, checked_classes
 from jepa_lightning.evaluation.sweep import Sweep
 from jepa_lightning.networks import AttentivePooler
+from jepa_lightning.networks.label_scale import LabelScale
 
 
 class LinearHead(nn.Module):
@@ -252,6 +253,7 @@ class RegressionProbe(Sweep):
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(encoder, encoder_options, label, max(layers), lrs, weight_decays)
+        self.scale = LabelScale(num_outputs)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Their means, `[B, layers, D]`."""
@@ -264,6 +266,13 @@ class RegressionProbe(Sweep):
     def build_score(self) -> Metric:
         """The share of the variance that is explained, averaged over the outputs."""
         return R2Score()
+
+    def read(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The features and labels of a batch, standardised by the training labels seen so far: R² stays the same."""
+        features, label = super().read(batch)
+        if self.training:
+            self.scale.add(self.trainer.strategy.reduce(self.scale.sums(label), reduce_op="sum"))
+        return features, self.scale.standardise(label)
 
     def loss(self, answer: Tensor, label: Tensor) -> Tensor:
         """Mean squared error."""

@@ -21,7 +21,8 @@ from jepa_lightning.schedules import cosine
 class Sweep(FrozenProbe):
     """Heads of several settings, trained at once.
 
-    They see the same batches, and none changes another's gradients: each is trained as it would be alone.
+    They see the same batches, and none changes another's gradients: each is trained as it would be alone, unless the
+    Trainer clips them (`gradient_clip_val`), which it does by the norm of all.
 
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.

@@ -94,6 +94,7 @@ def evaluate(
     num_train: int = 10_000,
     steps: int = 1_000,
     accelerator: str = "auto",
+    encoder_options: dict[str, Any] | None = None,
 ) -> list[Reading]:
     """Read off the features of a frozen encoder all that a data set has labels for.
 
@@ -104,7 +105,8 @@ def evaluate(
 
     Heads and batches are drawn by torch's global generator: seed it for the same numbers again.
 
-    The tokens of the last layer are kept in memory, 4 bytes * tokens * width a sample.
+    The tokens of the last layer, of the encoder trained and untrained, are kept in memory: 8 bytes * tokens * width for
+    each sample, all test samples included.
 
     Args:
         encoder: the checkpoint: anything that `load_encoder` reads.
@@ -112,12 +114,14 @@ def evaluate(
         num_train: training samples that probes are fitted on, at most.
         steps: of a probe's training, on batches of 256.
         accelerator: as for the Trainer.
+        encoder_options: further arguments of `load_encoder`, such as `{"network": "context_encoder"}` or, where the
+            file does not tell them, `{"num_heads": 3}`.
 
     Returns:
         A line for each label and probe.
 
     Raises:
-        ValueError: data without labels, or an encoder that does not take them.
+        ValueError: data without labels, or with none that a probe could read, or an encoder that does not take them.
     """
     split = HeldOut(data)
     split.prepare_data()
@@ -128,9 +132,10 @@ def evaluate(
         raise ValueError(f"the batches of {type(data).__name__} have no labels to be read off the features")
     size = first[0].shape[2:]
     options: dict[str, Any] = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
+    options |= encoder_options or {}
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
-        depth = len(load_encoder(encoder).blocks)
+        depth = len(load_encoder(encoder, **options).blocks)
         encoders = [FrozenEncoder(encoder, min(4, depth), options).to(device) for _ in range(2)]
         encoders[1].encoder.init_weights()
         parts = {
@@ -149,6 +154,14 @@ def evaluate(
                 readings.append(
                     Reading(label, plan.name, probe.score, value, untrained, constant, len(plan.kept), chosen)
                 )
+        if not readings:
+            found = ", ".join(
+                f"{name} {each.dtype} {list(each.shape)}" for name, each in parts["test"][0].labels.items()
+            )
+            raise ValueError(
+                f"no probe reads any of these labels: {found}. Classes are integers [N] of two values or more, maps of "
+                "classes integers [N, H, W], and numbers floating point [N, ...], finite in all samples"
+            )
         return readings
 
 
@@ -193,7 +206,7 @@ def _plans(
     if known.ndim == 3 and len(grid) == 2:
         segmentation = partial(SegmentationProbe, encoder, classes, encoder_options=options)
         yield _Plan("segmentation", segmentation, "tokens", everything)
-    if known.ndim != 1:
+    if known.ndim != 1 or classes < 2:
         return
     labelled = everything[known != UNLABELLED]
     adamw: dict[str, Any] = {"optimizer": "adamw", "lrs": [1e-3, 1e-2]}
