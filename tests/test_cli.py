@@ -241,6 +241,22 @@ def test_the_last_checkpoint_of_earlier_runs(caplog: pytest.LogCaptureFixture) -
     assert len(Spy.seen["lr"]) == 2
 
 
+@pytest.mark.parametrize(
+    "logger",
+    [
+        ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"],
+        ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.name=mine"],
+        ["--trainer.logger=false"],
+    ],
+)
+def test_the_last_checkpoint_of_runs_with_a_logger(logger: list[str]) -> None:
+    saving = "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {save_last: true}}"
+    for epochs in (1, 2):
+        main(["fit", *MODEL, *DATA, *RUN, *logger, saving, SPY, "--ckpt_path=last", f"--trainer.max_epochs={epochs}"])
+        assert Spy.seen["trainer"].global_step == 2 * epochs
+        assert len(Spy.seen["lr"]) == 2  # of each run, the steps of one epoch
+
+
 # --- Recipes ---------------------------------------------------------------------------------------------------------
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))

@@ -86,6 +86,21 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
     assert all(value.isfinite() for tag, value in trainer.callback_metrics.items() if not tag.startswith("collapse"))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_that_is_not_finite_stays(name: str, tmp_path: Path) -> None:
+    """A bad batch leaves no trace in any method's weights and statistics."""
+    data = observations(name, 24)
+    data[9] = torch.nan
+    base, options = METHODS[name]
+    torch.manual_seed(0)
+    module = base(**options)
+    trainer = quiet_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2)
+    with pytest.warns(UserWarning, match="was skipped"):
+        trainer.fit(module, loader(data, 4))
+    assert trainer.callback_metrics["train/skipped_steps"] == 2
+    assert all(value.isfinite().all() for value in module.state_dict().values() if isinstance(value, Tensor))
+
+
 def test_a_spike(tmp_path: Path) -> None:
     """A loss a thousand times as large is no step; twice as large, and early on, it is."""
     steps, factors = Steps(), {5: 1000.0, 30: 1000.0, 35: 2.0}

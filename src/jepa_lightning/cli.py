@@ -95,6 +95,8 @@ class JEPACLI(LightningCLI):
             parser.error(line)
         if "weights_only" in chosen and chosen.weights_only is None:
             chosen.weights_only = True  # Lightning's default runs what a file says
+        if chosen.get("trainer.accumulate_grad_batches") == 0:
+            parser.error("--trainer.accumulate_grad_batches is 0: it must be at least 1")
         if chosen.get("ckpt_path") == "last" and (newest := _last_checkpoint(chosen)):
             chosen.ckpt_path = newest
 
@@ -153,8 +155,15 @@ def _last_checkpoint(config: Any) -> str | None:
     for callback in given if isinstance(given, list) else [given]:
         if (callback.get("init_args") or {}).get("dirpath"):
             return None
-    logs = Path(config.trainer.default_root_dir or ".") / "lightning_logs"
-    found = sorted(logs.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    logger = config.trainer.logger
+    logger = logger[0] if isinstance(logger, list) and logger else logger
+    root, runs = Path(config.trainer.default_root_dir or "."), "lightning_logs/version_*/"
+    if logger is False:
+        runs = ""
+    elif isinstance(logger, Namespace):
+        options = logger.get("init_args") or {}
+        root, runs = Path(options.get("save_dir") or root), f"{options.get('name', 'lightning_logs')}/*/"
+    found = sorted(root.glob(f"{runs}checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
     return str(found[-1]) if found else None
 
 

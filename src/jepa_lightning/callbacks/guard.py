@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -22,9 +23,10 @@ class BadStepsError(RuntimeError):
 class GradientGuard(pl.Callback):
     """Skips the optimiser steps whose gradient is not finite or far larger than usual, and counts them.
 
-    Nothing moves in such a step but the counters: neither the weights nor the optimiser's moments, where a single NaN
-    would stay for good. Every module of this package brings this callback along by itself; give the Trainer one to set
-    other limits. It logs `train/grad_norm`, before clipping, and `train/skipped_steps`.
+    Neither the weights that are trained move in such a step nor the optimiser's moments and the running statistics of
+    batch norms, where a single NaN would stay for good; teacher and schedules go on. Every module of this package
+    brings this callback along by itself; give the Trainer one to set other limits. It logs `train/grad_norm`, before
+    clipping, and `train/skipped_steps`.
 
     The usual norm is the geometric mean over the last 100 steps or so; the largest of 2,343 steps of
     `recipes/ijepa/shapes.yaml` was 2.3 times as large. Gradients are those of the whole batch, so all processes skip
@@ -55,6 +57,20 @@ class GradientGuard(pl.Callback):
         self._skipped = torch.zeros(())
         self._norms = torch.zeros(WINDOW)  # of the last steps, where they were skipped; 0 where not
         self._seen = self._told = 0
+        self._statistics: list[Tensor] = []  # of batch norms
+        self._before: list[Tensor] = []  # what they were before the step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for batch norms."""
+        norms = [part for part in pl_module.modules() if isinstance(part, _BatchNorm)]
+        self._statistics, self._before = [buffer for norm in norms for buffer in norm.buffers()], []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember their statistics at the first batch of a step."""
+        if batch_idx % trainer.accumulate_grad_batches == 0 or not self._before:
+            self._before = [statistic.clone() for statistic in self._statistics]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -79,6 +95,8 @@ class GradientGuard(pl.Callback):
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # with which a loss scaler skips steps
         elif bad:
             optimizer.zero_grad(set_to_none=True)
+        for statistic, before in zip(self._statistics, self._before, strict=True):
+            statistic.copy_(torch.where(bad | ~finite, before, statistic))
         pl_module.log("train/grad_norm", norm)
         pl_module.log("train/skipped_steps", self._skipped)
 

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.callbacks.guard import GradientGuard
@@ -97,6 +98,7 @@ class JEPA(pl.LightningModule):
         self.stretch = stretch
         self.recompute_activations = recompute_activations
         self._generators: dict[str, Tensor] = {}  # states to go on with
+        self._gradients: dict[str, Tensor] = {}  # accumulated ones to go on with
         self.context_encoder = self.build_encoder()
         self.target_encoder = self.build_teacher(self.context_encoder)
         self.masking = self.build_masking()
@@ -216,12 +218,19 @@ class JEPA(pl.LightningModule):
         """
         epoch = self.current_epoch if self.training else -1
         ranks = 1 if self._trainer is None else self._trainer.world_size
-        apart = ranks == 1 or getattr(self.masking, "official", False)
+        official = getattr(self.masking, "official", False)
+        apart = ranks == 1 or official
         seed = hash((torch.initial_seed(), epoch, batch_idx, self.global_rank if apart else 0)) % 2**63
-        generator = Generator(self.device).manual_seed(seed)
+        # The official samplers look at what they have drawn: on a GPU that would have to be waited for.
+        generator = Generator("cpu" if official else self.device).manual_seed(seed)
         grid = grid or self.context_encoder.grid
         if apart:
-            return self.masking(batch_size, grid, generator=generator)
+            masks = self.masking(batch_size, grid, generator=generator)
+            if official and self.device.type == "cuda":
+                return apply_to_collection(
+                    masks, Tensor, lambda part: part.pin_memory().to(self.device, non_blocking=True)
+                )
+            return masks
         joint = self.masking(ranks * batch_size, grid, generator=generator)
         return apply_to_collection(joint, Tensor, lambda part: part[self.global_rank :: ranks])
 
@@ -306,27 +315,42 @@ class JEPA(pl.LightningModule):
         shard(self, self.device_mesh["data_parallel"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the states of torch's default generators, which dropout draws from.
+        """Keep the states of torch's default generators, which dropout draws from, and accumulated gradients.
 
-        They are those of the first process, and of all where `seed_everything` has seeded them alike.
+        The states are those of the first process, and of all where `seed_everything` has seeded them alike. Gradients
+        are there where an optimiser step is not complete yet (`accumulate_grad_batches`), as means over processes; not
+        those of sharded weights.
         """
         states = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             states[self.device.type] = torch.get_device_module(self.device).get_rng_state()
         checkpoint["generators"] = states
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            return
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress
+        if batches.current.ready % self._trainer.accumulate_grad_batches and not batches.is_last_batch:
+            checkpoint["gradients"] = {
+                name: self._trainer.strategy.reduce(parameter.grad.clone(), reduce_op="mean")
+                for name, parameter in self.named_parameters()
+                if parameter.grad is not None and not isinstance(parameter.grad, DTensor)
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the states of the generators of a training that is resumed."""
+        """Take the states of the generators, and the gradients, of a training that is resumed."""
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._generators = checkpoint.get("generators", {})
+            self._gradients = checkpoint.get("gradients", {})
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on with these states: no sooner, as the making of a loader draws from the generators, too."""
+        """Go on with them: no sooner, as the making of a loader draws from the generators, too."""
         if "cpu" in self._generators:
             torch.set_rng_state(self._generators["cpu"])
         if self.device.type in self._generators and self.device.type != "cpu":
             torch.get_device_module(self.device).set_rng_state(self._generators[self.device.type])
-        self._generators = {}
+        for name, gradient in self._gradients.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+        self._generators, self._gradients = {}, {}
 
     def on_fit_start(self) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""

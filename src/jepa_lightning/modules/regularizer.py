@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from jepa_lightning.losses import SIGReg, VICReg
 from jepa_lightning.losses.distributed import check_batch
 from jepa_lightning.modules.latents import Latents
+from jepa_lightning.modules.messages import unknown_options
+from jepa_lightning.networks.tokens import check_sizes
 
 Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
 LOSSES: dict[str, Any] = {"vicreg": VICReg, "sigreg": SIGReg}
@@ -26,7 +28,7 @@ class Regularizer(nn.Module):
     Args:
         name: `vicreg` or `sigreg`.
         embed_dim: width D of the embeddings.
-        weight: of the term in the loss, zero or more.
+        weight: of the term in the loss, zero or more; it must be given.
         source: what is regularised, as views `[N, D']` of one batch:
             `context_tokens`: all context tokens as samples of one view;
             `context`: the mean context token of every image, one view. Without a projector that asks for means that
@@ -39,14 +41,14 @@ class Regularizer(nn.Module):
 
     Raises:
         ValueError: an unknown name or source, or a negative or infinite weight.
-        TypeError: an option that the regulariser does not have.
+        TypeError: an option that the regulariser does not have, or no weight.
     """
 
     def __init__(
         self,
         name: str,
         embed_dim: int,
-        weight: float,
+        weight: float | None = None,
         source: Source = "context_tokens",
         projector: Sequence[int] = (),
         **options: Any,
@@ -56,12 +58,14 @@ class Regularizer(nn.Module):
             raise ValueError(f"there is no regulariser {name!r}; choose from {', '.join(LOSSES)}")
         if source not in get_args(Source):
             raise ValueError(f"source of {name} must be one of {', '.join(get_args(Source))}, got {source!r}")
+        known = inspect.signature(LOSSES[name]).parameters
+        if unknown := sorted(set(options) - set(known)):
+            raise TypeError(unknown_options(name, unknown, [*known, "weight", "source", "projector"]))
+        if weight is None:
+            raise TypeError(f"{name} needs a weight: what it is multiplied by in the loss")
         if not 0 <= weight < math.inf:
             raise ValueError(f"the weight of {name} must be finite and not negative, got {weight}")
-        unknown = set(options) - set(inspect.signature(LOSSES[name]).parameters)
-        if unknown:
-            known = [*inspect.signature(LOSSES[name]).parameters, "weight", "source", "projector"]
-            raise TypeError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
+        check_sizes(**{f"{name}_projector_{place}": width for place, width in enumerate(projector)})
         self.weight = weight
         self.source = source
         self.regularizer = LOSSES[name](**options)

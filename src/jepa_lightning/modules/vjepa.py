@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from jepa_lightning.masking import MaskingList, Masks, TubeMasking
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.latents import Latents
+from jepa_lightning.modules.messages import unknown_options
 from jepa_lightning.networks import VideoPredictor, VideoTransformer, gather_tokens
 from jepa_lightning.networks.video_transformer import Positions
 
@@ -108,7 +110,13 @@ class VJEPA(JEPA):
 
     def build_masking(self) -> MaskingList:
         """A masking for each kind of mask."""
-        maskings = MaskingList(TubeMasking(**options) for options in self.hparams.masks or [SHORT_RANGE, LONG_RANGE])
+        given, known = self.hparams.masks, inspect.signature(TubeMasking).parameters
+        if given is not None and not given:
+            raise ValueError("masks is an empty list: give the options of one kind of mask or more, or nothing")
+        for options in given or ():
+            if unknown := sorted(set(options) - set(known)):
+                raise TypeError(unknown_options("TubeMasking", unknown, known))
+        maskings = MaskingList(TubeMasking(**options) for options in given or [SHORT_RANGE, LONG_RANGE])
         maskings(1, self.context_encoder.grid)  # raises what does not fit
         return maskings
 
