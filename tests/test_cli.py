@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -426,19 +428,35 @@ def test_recipe_in_parts(tmp_path: Path) -> None:
 
 
 def test_slurm_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it has srun run is a command that `jepa` takes."""
-    srun = tmp_path / "srun"
-    srun.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path / "arguments"}\n')
-    srun.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "16"}
+    """What it has srun run is a command that `jepa` takes; upon Slurm's signal it queues itself again."""
+    for name, body in (
+        (
+            "srun",
+            f'printf "%s\\n" "$@" > {tmp_path / "srun.part"}; mv {tmp_path}/srun.part {tmp_path}/arguments; sleep 60',
+        ),
+        ("scontrol", f'printf "%s " "$@" > {tmp_path / "requeued"}'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "16", "SLURM_JOB_ID": "77"}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = [str(RECIPES / "cluster" / "slurm.sh"), str(RECIPES / "vjepa2" / "vitg16_256.yaml"), "--data.root=/lists"]
-    subprocess.run(["bash", *script], check=True, env=environment)
+    with subprocess.Popen(["bash", *script], env=environment, start_new_session=True) as process:
+        while not (tmp_path / "arguments").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+    assert (tmp_path / "requeued").read_text() == "requeue 77 "
     program, *arguments = (tmp_path / "arguments").read_text().splitlines()
     assert program == "jepa"
     with pytest.raises(SystemExit):
         main([*arguments, "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["trainer"]["num_nodes"] == 16
+    assert config["trainer"]["default_root_dir"] == "runs/77"
+    assert config["ckpt_path"] == "last"
     assert config["data"]["init_args"]["root"] == "/lists"
     assert config["model"]["init_args"]["depth"] == 40
 

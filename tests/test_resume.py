@@ -436,27 +436,28 @@ def test_masks_of_a_sample_do_not_depend_on_the_ranks(module: Any) -> None:
     module._trainer = None
 
 
-def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+def two_processes(rank: int, folder: Path, accumulate: int) -> dict[str, Any]:
     record = Record(folder)
     module = IJEPA(**TINY)
     pl.seed_everything(0, verbose=False)
-    trainer = quiet_trainer(
-        devices=2, strategy="ddp", max_epochs=2, callbacks=[record], enable_checkpointing=True, limit_val_batches=0
-    )
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
+    trainer = quiet_trainer(devices=2, strategy="ddp", max_epochs=2, callbacks=[record], limit_val_batches=0, **options)
     trainer.fit(module, images(folder / "images", batch_size=3))
     return {"losses": record.losses, "weights": module.state_dict()}
 
 
-def test_two_processes_go_on_as_one(tmp_path: Path) -> None:
-    """Of the same batches together: also in mid-epoch, and up to rounding."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_go_on_as_one(accumulate: int, tmp_path: Path) -> None:
+    """Of the same batches together: also in mid-epoch and in mid-accumulation, and up to rounding."""
     write_folder(tmp_path / "images", 31)
-    a, b = in_two_processes(two_processes, tmp_path)
+    a, b = in_two_processes(two_processes, tmp_path, accumulate)
     expected = {at: (loss + b["losses"][at]) / 2 for at, loss in a["losses"].items()}
     assert [*expected] == [(epoch, batch) for epoch in range(2) for batch in range(5)]
     assert a["losses"] != b["losses"]
     record = Record()
     module = IJEPA(**TINY)
-    trainer = quiet_trainer(max_epochs=2, callbacks=[record], enable_checkpointing=True, limit_val_batches=0)
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
+    trainer = quiet_trainer(max_epochs=2, callbacks=[record], limit_val_batches=0, **options)
     pl.seed_everything(0, verbose=False)
     trainer.fit(module, images(tmp_path / "images", batch_size=6), ckpt_path=tmp_path / "3 train batch end.ckpt")
     assert [*record.losses] == [*expected][3:]
