@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,7 +14,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from jepa_lightning.data.decoding import UnreadableError
-from jepa_lightning.data.faults import Faults, TellingLoader, name_some
+from jepa_lightning.data.faults import Faults, name_some
+from jepa_lightning.data.files import FilesDataModule
 from jepa_lightning.data.order import Order, run_seed, seeded
 from jepa_lightning.data.shards import open_shards
 from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, open_folder, open_known, read_image
@@ -102,12 +102,7 @@ class _Images(Dataset[Any]):
         raise RuntimeError(f"{len(tried)} images in a row cannot be read: {name_some(tried)}. Repair or remove them.")
 
 
-def _pass_on(batch: Any) -> Any:
-    """Collate the batch that `_Images.__getitems__` has already made."""
-    return batch
-
-
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(FilesDataModule):
     """Images of a torchvision data set, of a folder, or in webdataset shards.
 
     Batches are `ImageBatch`es, or bare image tensors `[B, C, H, W]` where there are no labels. Training images are
@@ -226,7 +221,6 @@ class ImageDataModule(pl.LightningDataModule):
         self.dataset, self.root, self.train_split, self.download = dataset, root, train_split, download
         self.batch_size, self.num_workers, self.samples_per_epoch = batch_size, num_workers, samples_per_epoch
         self.crop_scale, self.horizontal_flip, self.max_faulty = crop_scale, horizontal_flip, max_faulty
-        self._sets: dict[str, _Images] = {}
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this in one process only)."""
@@ -275,34 +269,6 @@ class ImageDataModule(pl.LightningDataModule):
         )
         return v2.Compose([random_crop, v2.RandomHorizontalFlip()]) if flip else random_crop
 
-    def _loader(self, role: str) -> TellingLoader | list[Any]:
-        if role not in self._sets:
-            return []  # Lightning's way to skip validation
-        images = self._sets[role]
-        order = Order(images, self.batch_size, self.trainer) if role == "train" else None
-        return TellingLoader(
-            images,
-            batch_size=self.batch_size,
-            sampler=order,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
-            collate_fn=_pass_on,
-        )
-
-    def train_dataloader(self) -> TellingLoader | list[Any]:
-        """Batches in random order, without an incomplete last one."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> TellingLoader | list[Any]:
-        """The held-out images, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> TellingLoader | list[Any]:
-        """The test images, in order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> TellingLoader | list[Any]:
-        """The test images, in order."""
-        return self._loader("test")
+    def order(self, samples: Any) -> Order:
+        """A function of the seed of `seed_everything` and the epoch."""
+        return Order(samples, self.batch_size, self.trainer)

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,8 +14,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
-from jepa_lightning.data.faults import Faults, TellingLoader, name_some
-from jepa_lightning.data.images import _Fit, _pass_on
+from jepa_lightning.data.faults import Faults, name_some
+from jepa_lightning.data.files import FilesDataModule
+from jepa_lightning.data.images import _Fit
 from jepa_lightning.data.order import Draw, Order, rank_and_ranks, seeded
 from jepa_lightning.data.shards import Entry, Listed, Source, open_shards
 from jepa_lightning.data.sources import IMAGENET, ROLES
@@ -128,7 +128,7 @@ class _Rounds(Order):
         return self.num_samples // per_round * per_round
 
 
-class VideoDataModule(pl.LightningDataModule):
+class VideoDataModule(FilesDataModule):
     """Clips of the videos in a folder, in a list, or in webdataset shards.
 
     Batches are `VideoBatch`es, or bare tensors `[B, 3, T, H, W]` where there are no labels: `num_clips` clips, one
@@ -285,12 +285,6 @@ class VideoDataModule(pl.LightningDataModule):
         self.crop_scale, self.crop_aspect, self.horizontal_flip = crop_scale, crop_aspect, horizontal_flip
         self.min_frames, self.max_faulty, self.seed = min_frames, max_faulty, seed
         self.samples_per_epoch = samples_per_epoch
-        self._sets: dict[str, _Videos] = {}
-
-    @property
-    def faulty(self) -> dict[str, str]:
-        """The files that could not be read so far, with the reasons."""
-        return {name: reason for videos in self._sets.values() for name, reason in videos.faults.reasons.items()}
 
     def setup(self, stage: str | None = None) -> None:
         """Find the videos of a stage ("fit", "validate", "test", "predict"; None for all).
@@ -354,33 +348,6 @@ class VideoDataModule(pl.LightningDataModule):
         fit = resize or _Fit(self.image_size)
         return v2.Compose([fit, v2.RandomHorizontalFlip()]) if role == "train" and self.horizontal_flip else fit
 
-    def _loader(self, role: str) -> TellingLoader | list[Any]:
-        if role not in self._sets:
-            return []  # Lightning's way to skip validation
-        videos, lengths = self._sets[role], len(self.num_frames)
-        return TellingLoader(
-            videos,
-            batch_size=self.batch_size,
-            sampler=_Rounds(videos, self.batch_size, lengths, self.trainer, self.seed) if role == "train" else None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
-            collate_fn=_pass_on,
-        )
-
-    def train_dataloader(self) -> TellingLoader | list[Any]:
-        """Batches in random order, without an incomplete last one."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> TellingLoader | list[Any]:
-        """The held-out videos, in order."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> TellingLoader | list[Any]:
-        """The test videos, in order."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> TellingLoader | list[Any]:
-        """The test videos, in order."""
-        return self._loader("test")
+    def order(self, samples: Any) -> Order:
+        """A function of the seed and the epoch, in batches that go through the lengths of clips."""
+        return _Rounds(samples, self.batch_size, len(self.num_frames), self.trainer, self.seed)
