@@ -12,11 +12,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Generator, Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from jepa_lightning.callbacks.ema import EMATargetEncoder, students_and_teachers
 from jepa_lightning.callbacks.guard import GradientGuard
@@ -24,11 +22,12 @@ from jepa_lightning.checkpoints import load_networks, read_networks
 from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.messages import differences, unknown_options
 from jepa_lightning.modules.regularizer import Regularizer
+from jepa_lightning.modules.resumable import ResumableModule
 from jepa_lightning.networks.sharding import recompute_activations, shard
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
 
 
-class JEPA(pl.LightningModule):
+class JEPA(ResumableModule):
     """Optimisation, teacher and step of a joint-embedding predictive architecture.
 
     A method says what is context, target and condition in `latents`, how far a prediction is from its target in
@@ -97,8 +96,6 @@ class JEPA(pl.LightningModule):
         # Not of `hparams`, where a method has no such option of its own.
         self.stretch = stretch
         self.recompute_activations = recompute_activations
-        self._generators: dict[str, Tensor] = {}  # states to go on with
-        self._gradients: dict[str, Tensor] = {}  # accumulated ones to go on with
         self.context_encoder = self.build_encoder()
         self.target_encoder = self.build_teacher(self.context_encoder)
         self.masking = self.build_masking()
@@ -313,44 +310,6 @@ class JEPA(pl.LightningModule):
                 f"tensor_parallel_size=1, not {self.device_mesh['tensor_parallel'].size()}"
             )
         shard(self, self.device_mesh["data_parallel"])
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the states of torch's default generators, which dropout draws from, and accumulated gradients.
-
-        The states are those of the first process, and of all where `seed_everything` has seeded them alike. Gradients
-        are there where an optimiser step is not complete yet (`accumulate_grad_batches`), as means over processes; not
-        those of sharded weights.
-        """
-        states = {"cpu": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            states[self.device.type] = torch.get_device_module(self.device).get_rng_state()
-        checkpoint["generators"] = states
-        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
-            return
-        batches = self._trainer.fit_loop.epoch_loop.batch_progress
-        if batches.current.ready % self._trainer.accumulate_grad_batches and not batches.is_last_batch:
-            checkpoint["gradients"] = {
-                name: self._trainer.strategy.reduce(parameter.grad.clone(), reduce_op="mean")
-                for name, parameter in self.named_parameters()
-                if parameter.grad is not None and not isinstance(parameter.grad, DTensor)
-            }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the states of the generators, and the gradients, of a training that is resumed."""
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self._generators = checkpoint.get("generators", {})
-            self._gradients = checkpoint.get("gradients", {})
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on with them: no sooner, as the making of a loader draws from the generators, too."""
-        if "cpu" in self._generators:
-            torch.set_rng_state(self._generators["cpu"])
-        if self.device.type in self._generators and self.device.type != "cpu":
-            torch.get_device_module(self.device).set_rng_state(self._generators[self.device.type])
-        for name, gradient in self._gradients.items():
-            parameter = self.get_parameter(name)
-            parameter.grad = gradient.to(parameter.device)
-        self._generators, self._gradients = {}, {}
 
     def on_fit_start(self) -> None:
         """Start from `weights`, unless a checkpoint of this run is being resumed."""
