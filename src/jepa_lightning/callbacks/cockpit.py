@@ -16,7 +16,7 @@ from jepa_lightning.callbacks.step import predictions
 LAYOUT = {
     "Is it learning?": {
         "accuracy (or share of variance) of the probes on held-out data": ["Multiline", ["probe/.*/(accuracy|r2)"]],
-        "loss (with a regulariser: energy), and that of a constant prediction: they must stay apart": [
+        "loss (or energy), and that of a constant prediction: they must stay apart": [
             "Multiline",
             ["train/(loss|energy|constant_loss)$"],
         ],

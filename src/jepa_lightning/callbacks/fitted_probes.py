@@ -158,8 +158,8 @@ class LinearProbe(FittedProbe):
 class RegressionProbe(FittedProbe):
     """A linear regression on standardised features, trained beside the model at every batch. Logs `r2`.
 
-    For labels that are numbers: where something is, how fast, how many. `r2` is the share of their variance on the
-    validation data that is explained, averaged over the numbers: 1 at best, 0 for their mean.
+    For labels that are numbers, in any unit: where something is, how fast, how many. `r2` is the share of their
+    variance on the validation data that is explained, averaged over the numbers: 1 at best, 0 for their mean.
 
     Args:
         num_outputs: the first so many numbers of the flattened label are predicted.

@@ -221,7 +221,7 @@ class SegmentationProbe(Sweep):
 
 
 class RegressionProbe(Sweep):
-    """A linear regression on the mean of the encoder's tokens: of a position, a count, a distance.
+    """A linear regression on the mean of the encoder's tokens: of a position, a count, a distance, in any unit.
 
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
