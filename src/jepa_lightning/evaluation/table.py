@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -264,12 +265,14 @@ def _constant(answers: Tensor, metric: str) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Many small Trainers have nothing to say about the machine."""
+    """Many small Trainers have nothing to say about the machine, or about what Lightning uses of torch."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+            yield
     finally:
         logger.setLevel(level)
 
