@@ -211,7 +211,7 @@ class RegressionProbe(FittedProbe):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with those of the checkpoint."""
         super().load_state_dict(state_dict)
-        if state_dict:
+        if "scale" in state_dict:  # not in those of 0.1.0, whose labels were taken as they are
             self._scale.load_state_dict(state_dict["scale"])
 
     def reset(self, device: torch.device) -> None:
