@@ -248,7 +248,7 @@ class RegressionProbe(Sweep):
         num_outputs: int = 1,
         label: str | None = None,
         layers: Sequence[int] = (1, 4),
-        lrs: Sequence[float] = (1e-3, 1e-2),
+        lrs: Sequence[float] = (1e-3, 1e-2, 1e-1),
         weight_decays: Sequence[float] = (0.0, 0.1),
         encoder_options: dict[str, Any] | None = None,
     ) -> None:
