@@ -248,6 +248,7 @@ def test_the_last_checkpoint_of_earlier_runs(caplog: pytest.LogCaptureFixture) -
     [
         ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"],
         ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.name=mine"],
+        ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.name="],
         ["--trainer.logger=false"],
     ],
 )

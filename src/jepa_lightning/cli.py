@@ -162,7 +162,8 @@ def _last_checkpoint(config: Any) -> str | None:
         runs = ""
     elif isinstance(logger, Namespace):
         options = logger.get("init_args") or {}
-        root, runs = Path(options.get("save_dir") or root), f"{options.get('name', 'lightning_logs')}/*/"
+        name = options.get("name", "lightning_logs")
+        root, runs = Path(options.get("save_dir") or root), f"{name}/*/" if name else "*/"
     found = sorted(root.glob(f"{runs}checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
     return str(found[-1]) if found else None
 

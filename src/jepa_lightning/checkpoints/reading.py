@@ -128,7 +128,7 @@ def _positions(networks: Networks) -> Positions:
     # Of official files, those of V-JEPA 2 may have positions left over. The predictor gives it away: V-JEPA's has
     # positions too, and two mask tokens, V-JEPA 2's has ten.
     predictor = networks.states.get("predictor", {})
-    unused = bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.2" in predictor)
+    unused = bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.9" in predictor)
     if "pos_embed" in networks.states["target_encoder"] and (networks.options or not unused):
         return "sincos"
     return "tiled_rope"
