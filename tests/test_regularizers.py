@@ -365,7 +365,7 @@ def test_without_regularizers(regularizers: Any) -> None:
         ({"vicregg": {"weight": 1.0}}, ValueError, "no regulariser 'vicregg'; choose from vicreg, sigreg"),
         ({"sigreg": {"weight": 1.0, "source": "target"}}, ValueError, "source of sigreg must be.*got 'target'"),
         ({"sigreg": {"weight": 1.0, "slices": 4}}, TypeError, "sigreg has no option slices; did you mean num_slices"),
-        ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "vicreg has no option knots; it takes cov, projector, sim"),
+        ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "vicreg has no option knots; it takes cov, projector"),
         ({"vicreg": {"weight": -0.5}}, ValueError, "weight of vicreg must be .* not negative, got -0.5"),
         ({"sigreg": {"weight": float("nan")}}, ValueError, "weight of sigreg must be finite .*, got nan"),
         ({"vicreg": {"weight": 0.5, "std": -2.0}}, ValueError, "must not be negative, got sim=25.0, std=-2.0"),
