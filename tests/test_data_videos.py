@@ -773,6 +773,17 @@ def test_shards_by_pattern_and_several_lengths(tmp_path: Path) -> None:
         shards(f"{tmp_path}/train/{{3..4}}.tar")
 
 
+def test_shards_with_an_index_and_several_lengths(tmp_path: Path) -> None:
+    """Three workers and four shards: no video twice in an epoch."""
+    write_shards(tmp_path, val=False)
+    index = tmp_path / "train/index.json"
+    index.write_text(json.dumps({"shardlist": [{"url": f"{number}.tar", "nsamples": 5} for number in range(4)]}))
+    datamodule = shards(index, samples_per_epoch=None, num_frames=[2, 3], num_workers=3)
+    for batches in epochs(datamodule, 2):
+        assert [batch.video.shape[2] for batch in batches] == [2, 3] * 5
+        assert sorted(tag for tag, _ in all_tags(batches, datamodule)) == list(range(20))
+
+
 def test_unreadable_in_shards(tmp_path: Path) -> None:
     """A damaged video, and a shard that breaks off: both are named, and the rest goes on."""
     write_shards(tmp_path)

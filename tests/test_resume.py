@@ -1,6 +1,7 @@
 """A training that is interrupted and resumed is the training that never was, bit for bit."""
 
 import csv
+import json
 import os
 import pickle
 import random
@@ -382,6 +383,87 @@ def test_streamed_shards_resume_without_loss(num_workers: int, tmp_path: Path) -
         rest = Labels()
         quiet_trainer(max_epochs=2).fit(rest, data(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
         assert rest.of(1) == whole.of(1)[2 * batch :]
+
+
+def write_index(folder: Path, sizes: dict[str, int]) -> Path:
+    shards = [{"url": name, "nsamples": size} for name, size in sizes.items()]
+    index = folder / "index.json"
+    index.write_text(json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": shards}))
+    return index
+
+
+SIZES = (5, 1, 9, 4, 7, 2, 2)  # of shards, 30 images in all
+
+
+@pytest.mark.parametrize(
+    ("ranks", "num_workers", "batch_size"), [(1, 0, 2), (1, 3, 4), (2, 2, 3), (3, 3, 3), (4, 1, 1)]
+)
+def test_shards_with_an_index(
+    ranks: int, num_workers: int, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams of shards of any size: each image once, on one of the ranks, but those of incomplete batches."""
+    write_image_shards(tmp_path, SIZES)
+    index = write_index(tmp_path / "train", {f"{number}.tar": size for number, size in enumerate(SIZES)})
+    expected = 30 // ranks // batch_size * batch_size * ranks
+    seen: list[list[int]] = [[], []]
+    for rank in range(ranks):
+        for module in ("order", "shards"):
+            monkeypatch.setattr(f"jepa_lightning.data.{module}.rank_and_ranks", lambda rank=rank: (rank, ranks))
+        data = ImageDataModule("shards", f"pipe:cat {index}", 16, batch_size, num_workers)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        for labels in seen:
+            labels += [int(label) for batch in loader for label in batch.label]
+    assert not data.faulty
+    for labels in seen:
+        assert len(labels) == len({*labels}) == expected
+        assert {*labels} <= {*range(30)}
+    assert seen[0] != seen[1]
+
+
+def test_indexed_shards_resume_without_loss(tmp_path: Path) -> None:
+    write_image_shards(tmp_path, SIZES)
+    index = write_index(tmp_path / "train", {f"{number}.tar": size for number, size in enumerate(SIZES)})
+    whole, rest = Labels(), Labels()
+    quiet_trainer(max_epochs=2).fit(whole, ImageDataModule("shards", str(index), 16, 3, 2))
+    assert sorted(whole.of(0)) == sorted(whole.of(1)) == [*range(30)]
+    stop_and_save(Witness(stop_before=(1, 4)), ImageDataModule("shards", str(index), 16, 3, 2), tmp_path / "last.ckpt")
+    data = ImageDataModule("shards", str(index), 16, 3, 2)
+    quiet_trainer(max_epochs=2).fit(rest, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert rest.of(1) == whole.of(1)[12:]
+
+
+def test_an_index_that_cannot_be_used(tmp_path: Path) -> None:
+    def start(root: Path | str, samples_per_epoch: int | None = None) -> ImageDataModule:
+        options: dict[str, Any] = {"samples_per_epoch": samples_per_epoch, "max_faulty": 0.5}
+        datamodule = ImageDataModule("shards", str(root), 16, 1, 0, **options)
+        datamodule.setup("fit")
+        return datamodule
+
+    write_image_shards(tmp_path, (2, 2))
+    index = write_index(tmp_path / "train", {"0.tar": 2, "1.tar": 4})
+    with pytest.raises(ValueError, match=r"samples_per_epoch=4, but the index .* says how many samples there are"):
+        start(index, 4)
+    with pytest.warns(UserWarning, match=r"1\.tar \(it has 2 samples, fewer than its index says\)"):
+        assert len(list(start(index).train_dataloader())) == 6
+    with pytest.raises(FileNotFoundError, match=r"the index .*nowhere\.json cannot be read: .*No such file"):
+        start(tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError, match=r"the index pipe:cat /nowhere\.json cannot be read: .* exit 1"):
+        start("pipe:cat /nowhere.json")
+    with pytest.raises(FileNotFoundError, match=r"train/2\.tar does not exist"):
+        start(write_index(tmp_path / "train", {"2.tar": 2}))
+    with pytest.raises(ValueError, match=r"'pipe:rm 0\.tar is a command, which only root may be; its index has names'"):
+        start(write_index(tmp_path, {"pipe:rm 0.tar": 2}))
+    with pytest.raises(ValueError, match="has no shards"):
+        start(write_index(tmp_path, {}))
+    for text in ("{}", "[", '{"shardlist": [{"url": "0.tar"}]}', '{"shardlist": [{"url": "0.tar", "nsamples": -1}]}'):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=r"is not an index of shards, .*nsamples"):
+            start(index)
+    write_index(tmp_path / "train", {f"0.tar; touch {tmp_path}/harm;.tar": 2})
+    with pytest.raises((RuntimeError, FileNotFoundError)):
+        list(start(f"pipe:cat {index}").train_dataloader())
+    assert not (tmp_path / "harm").exists()
 
 
 def test_shards_of_images_that_cannot_be_used(tmp_path: Path) -> None:

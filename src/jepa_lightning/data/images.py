@@ -122,9 +122,15 @@ class ImageDataModule(FilesDataModule):
     webdataset library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or
     URL of training shards such as `https://example.org/{000..099}.tar` or
     `pipe:aws s3 cp s3://bucket/{000..099}.tar -`. An epoch has each image of shards that are files once, in any order,
-    which asks for fast disks. With `samples_per_epoch`, shards of any place are streams: every worker of every rank
-    reads shards of its own from beginning to end, so there must be as many, in an order of each epoch's. An epoch is
-    cut off at that many images, and each comes once where it has all of them and every worker has as many.
+    which asks for fast disks. Shards of any place can be streams, which every worker of every rank reads from beginning
+    to end, in an order of each epoch's:
+
+    - Of an index, each image comes once an epoch. `root` is then the path or URL of a .json file, of the kind that
+      webdataset calls wids, `{"shardlist": [{"url": "000.tar", "nsamples": 9870}, …]}`, or a command as
+      `pipe:aws s3 cp s3://bucket/index.json -`. Names of shards start from the folder of the index, or take its place
+      in the command.
+    - With `samples_per_epoch`, an epoch is cut off at that many images. Every worker has shards of its own, so there
+      must be as many, and each image comes once where an epoch has all of them and every worker as many.
 
     A file of a folder or shard that cannot be read is replaced by another. At the end of an epoch a warning counts and
     names such files; too many of them are an error.
@@ -148,7 +154,7 @@ class ImageDataModule(FilesDataModule):
         train_split: another split of the torchvision data set to train on: for STL10, "train" or "train+unlabeled", in
             which unlabelled images have the label -1.
         download: whether to download what is missing.
-        samples_per_epoch: read training shards as streams, that many images an epoch, over all ranks.
+        samples_per_epoch: read training shards without an index as streams, that many images an epoch, over all ranks.
         max_faulty: share of the images read, or of the first 1000, that may be unreadable. Whatever it is, ten in a row
             are an error.
 

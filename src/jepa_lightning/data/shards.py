@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
@@ -15,6 +17,7 @@ from jepa_lightning.data.decoding import UnreadableError
 from jepa_lightning.data.order import Draw, rank_and_ranks
 
 PATIENCE = 10  # unreadable samples in a row that end a run
+_INDEX = re.compile(r"[^/\s]+\.json(?= |$)")  # in a path, URL or command
 _SHUFFLE_BUFFER = 100  # encoded samples of a shard, which stay in memory
 
 Kinds = Sequence[tuple[str, ...]]  # of files that may be the sample's observation, by their extensions, the best first
@@ -26,6 +29,14 @@ class _Member(NamedTuple):
     shard: str
     offset: int
     size: int
+
+
+class _Part(NamedTuple):
+    """The samples from `first` to before `stop` of a shard, or to its end."""
+
+    shard: str
+    first: int
+    stop: int | None
 
 
 class Entry(NamedTuple):
@@ -77,12 +88,14 @@ class Listed:
 class Streamed:
     """The samples of shards, as they come.
 
-    Every reader (a worker of a rank) has shards of its own in each epoch, drawn by the seed and the epoch, and starts
-    again with them when it has seen all. It takes its next sample for whatever index it is asked. In an epoch that is
+    Every reader (a worker of a rank) has its share of them in each epoch, drawn by the seed and the epoch, and starts
+    again with it when it has seen all. It takes its next sample for whatever index it is asked. In an epoch that is
     resumed it reads up to the first batch that it is asked for, without decoding.
 
     Args:
         shards: their paths or URLs.
+        counts: how many samples each holds. The share of a reader is then as many as its batches take, and may begin
+            and end within a shard; without, it is whole shards.
         kinds: of files to read.
         samples_per_epoch: the length of an epoch, over all ranks.
         batch_size: samples of a batch on this rank.
@@ -90,20 +103,27 @@ class Streamed:
         seed: of the order.
 
     Raises:
-        ValueError: fewer shards than readers.
+        ValueError: fewer shards than readers, without counts.
     """
 
     def __init__(
-        self, shards: list[str], kinds: Kinds, samples_per_epoch: int, batch_size: int, num_workers: int, seed: int
+        self,
+        shards: list[str],
+        counts: list[int] | None,
+        kinds: Kinds,
+        samples_per_epoch: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
     ) -> None:
-        self.shards, self.kinds, self.samples_per_epoch, self.seed = shards, kinds, samples_per_epoch, seed
-        self.batch_size, self.workers = batch_size, max(1, num_workers)
+        self.shards, self.counts, self.kinds, self.samples_per_epoch = shards, counts, kinds, samples_per_epoch
+        self.batch_size, self.workers, self.seed = batch_size, max(1, num_workers), seed
         self.rank, self.ranks = rank_and_ranks()
         self._at = (-1, -1)
-        if len(shards) < self.ranks * self.workers:
+        if counts is None and len(shards) < self.ranks * self.workers:
             raise ValueError(
                 f"num_workers={num_workers} on {self.ranks} ranks are too many for {len(shards)} shards, since each "
-                "worker reads shards of its own: give fewer workers, or smaller shards."
+                "worker reads shards of its own: give fewer workers, smaller shards, or an index that counts samples."
             )
 
     def __len__(self) -> int:
@@ -124,18 +144,35 @@ class Streamed:
     def _read(self, epoch: int, reader: int) -> Iterator[Entry]:
         from webdataset.filters import shuffle
 
-        shards = list(self.shards)
-        random.Random(f"{self.seed} {epoch}").shuffle(shards)  # the same for all readers
-        shards = shards[self.rank * self.workers + reader :: self.ranks * self.workers]
-        generator = random.Random(f"{self.seed} {epoch} {shards[0]}")
+        share = self._share(epoch, reader)
+        generator = random.Random(f"{self.seed} {epoch} {share[0].shard}")
         while True:
             is_empty = True
-            read = chain.from_iterable(_read_shard(shard, self.kinds) for shard in shards)
+            read = chain.from_iterable(_read_shard(part, self.kinds) for part in share)
             for entry in shuffle(_SHUFFLE_BUFFER, rng=generator)(read):
                 is_empty = False
                 yield entry
             if is_empty:
-                raise _without_samples(shards, self.kinds)
+                raise _without_samples([part.shard for part in share], self.kinds)
+
+    def _share(self, epoch: int, reader: int) -> list[_Part]:
+        """What a reader of this rank reads in an epoch."""
+        order = list(range(len(self.shards)))
+        random.Random(f"{self.seed} {epoch}").shuffle(order)  # the same for all readers
+        if self.counts is None:
+            mine = order[self.rank * self.workers + reader :: self.ranks * self.workers]
+            return [_Part(self.shards[shard], 0, None) for shard in mine]
+        batches = self.samples_per_epoch // self.ranks // self.batch_size
+        of_readers = [len(range(number, batches, self.workers)) for number in range(self.workers)]
+        first = (self.rank * batches + sum(of_readers[:reader])) * self.batch_size
+        stop = first + of_readers[reader] * self.batch_size
+        share = []
+        for shard in order:
+            count = self.counts[shard]
+            if first < count and stop > 0:
+                share.append(_Part(self.shards[shard], max(first, 0), min(stop, count)))
+            first, stop = first - count, stop - count
+        return share
 
 
 def open_shards(
@@ -147,14 +184,14 @@ def open_shards(
     num_workers: int,
     seed: int,
 ) -> Source | None:
-    """The samples of the shards in a folder, or that a pattern names.
+    """The samples of the shards in a folder, or that a pattern or an index names.
 
     Args:
         root: a folder with `train/*.tar` or `*.tar`, and `val/*.tar` where there are held-out samples; or a path or
-            URL of training shards, with braces as in `{000..099}.tar` for several.
+            URL of training shards, with braces as in `{000..099}.tar` for several; or that of their index (.json).
         role: "train"; "val" and "test" are the held-out samples.
         kinds: of files to read.
-        samples_per_epoch: of the stream that training shards are with it; without, they are listed.
+        samples_per_epoch: of the stream that training shards are with it, or with an index; without, they are listed.
         batch_size: of a stream.
         num_workers: of a stream.
         seed: of a stream.
@@ -165,7 +202,7 @@ def open_shards(
     Raises:
         ImportError: without webdataset.
         FileNotFoundError: without shards, or samples in them.
-        ValueError: shards that cannot be listed, or too few for the workers.
+        ValueError: shards that cannot be listed, or too few for the workers; an index that is none.
         RuntimeError: a shard that cannot be listed as it is damaged.
     """
     try:
@@ -179,18 +216,26 @@ def open_shards(
         shards = [str(shard) for shard in sorted(inside.glob("*.tar"))]
         if training and not shards:
             raise FileNotFoundError(f"neither {train.absolute()} nor {folder.absolute()} holds shards (*.tar).")
+    elif not training:
+        return None
+    elif _INDEX.search(root):
+        if samples_per_epoch is not None:
+            raise ValueError(
+                f"samples_per_epoch={samples_per_epoch}, but the index {root} says how many samples there are, and an "
+                "epoch has all of them: leave it out."
+            )
+        shards, counts = _read_index(root)
+        return Streamed(_existing(shards), counts, kinds, sum(counts), batch_size, num_workers, seed)
     else:
-        shards = expand_urls(root) if training else []
-        if missing := [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]:
-            raise FileNotFoundError(f"{missing[0]} does not exist: give as root a folder of shards (*.tar), or shards.")
+        shards = _existing(expand_urls(root))
     if not shards:
         return None
     if training and samples_per_epoch is not None:
-        return Streamed(shards, kinds, samples_per_epoch, batch_size, num_workers, seed)
+        return Streamed(shards, None, kinds, samples_per_epoch, batch_size, num_workers, seed)
     if remote := [shard for shard in shards if not Path(shard).is_file()]:
         raise ValueError(
             f"samples_per_epoch={samples_per_epoch}, but {remote[0]} is no file here, so that nobody knows how many "
-            "samples it holds: give samples_per_epoch, how many make an epoch."
+            "samples it holds: give samples_per_epoch, how many make an epoch, or as root an index that counts them."
         )
     entries = [entry for shard in shards for entry in _index_shard(shard, kinds)]
     if training and not entries:
@@ -198,21 +243,70 @@ def open_shards(
     return Listed(entries) if entries else None
 
 
+def _existing(shards: list[str]) -> list[str]:
+    """The same, once those that are files are known to exist."""
+    if missing := [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]:
+        raise FileNotFoundError(f"{missing[0]} does not exist: give as root a folder of shards (*.tar), or shards.")
+    return shards
+
+
+def _read_index(root: str) -> tuple[list[str], list[int]]:
+    """The shards that a webdataset index names, and how many samples each holds.
+
+    Names without a scheme are in the folder of the index or, if a command fetches that, in its place in the command.
+    """
+    from webdataset.gopen import gopen
+
+    try:
+        with gopen(root) as file:
+            shards = [(str(shard["url"]), int(shard["nsamples"])) for shard in json.load(file)["shardlist"]]
+        for url, count in shards:
+            if url.startswith("pipe:"):
+                raise ValueError(f"{url} is a command, which only root may be; its index has names")
+            if count < 1:
+                raise ValueError(f"{url} has {count} samples")
+        if not shards:
+            raise ValueError("it has no shards")
+    except OSError as error:
+        raise FileNotFoundError(f"the index {root} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{root} is not an index of shards, {{"shardlist": [{{"url": "0.tar", "nsamples": 100}}, …]}}: {error!r}'
+        ) from error
+
+    def locate(url: str) -> str:
+        if "://" in url:
+            return url
+        if root.startswith("pipe:"):
+            return _INDEX.sub(lambda _: shlex.quote(url), root)
+        return os.path.join(os.path.dirname(root), url)
+
+    return [locate(url) for url, _ in shards], [count for _, count in shards]
+
+
 def _without_samples(shards: Sequence[str], kinds: Kinds) -> FileNotFoundError:
     return FileNotFoundError(f"{', '.join(shards)}: no member of these shards is one of {', '.join(chain(*kinds))}.")
 
 
-def _read_shard(shard: str, kinds: Kinds) -> Iterator[Entry]:
+def _read_shard(part: _Part, kinds: Kinds) -> Iterator[Entry]:
     from webdataset.tariterators import tarfile_samples
 
+    shard, number = part.shard, 0
     try:
         for sample in tarfile_samples(iter([{"url": shard}])):
+            if number == part.stop:
+                return
             if extension := _find_observation(sample, kinds):
-                name = f"{shard}/{sample['__key__']}.{extension}"
-                yield Entry(name, _read_label(name, sample), sample[extension])
+                if number >= part.first:
+                    name = f"{shard}/{sample['__key__']}.{extension}"
+                    yield Entry(name, _read_label(name, sample), sample[extension])
+                number += 1
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error.args[0]  # webdataset adds arguments of its own
         yield Entry(shard, None, UnreadableError(f"the rest of the shard cannot be read: {reason}"))
+    else:
+        if part.stop is not None and number < part.stop:
+            yield Entry(shard, None, UnreadableError(f"it has {number} samples, fewer than its index says"))
 
 
 def _index_shard(shard: str, kinds: Kinds) -> list[Entry]:

@@ -146,11 +146,8 @@ class VideoDataModule(FilesDataModule):
       relative ones start from the folder of the list (the official code's from the working directory).
     - `shards`: tar files of `key.mp4` with `key.cls` or `key.json` (its `label`), or neither, read by the webdataset
       library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or URL of
-      training shards such as `https://example.org/{000..099}.tar` or `pipe:aws s3 cp s3://bucket/{000..099}.tar -`. An
-      epoch has each video of shards that are files once, in any order, which asks for fast disks. With
-      `samples_per_epoch`, shards of any place are streams: every worker of every rank reads shards of its own from
-      beginning to end, so there must be as many, in an order of each epoch's. An epoch is cut off at that many videos,
-      and each comes once where it has all of them and every worker has as many.
+      training shards such as `https://example.org/{000..099}.tar` or `pipe:aws s3 cp s3://bucket/{000..099}.tar -`, or
+      of their index. Listed, streamed by an index or streamed with `samples_per_epoch`, as by `ImageDataModule`.
 
     Which frames: every `frame_stride`-th or, with a `frame_rate`, those on screen at that many times a second by the
     file's own timestamps, whether its rate is constant or not (the official code rounds to a stride). A clip that is
@@ -186,7 +183,7 @@ class VideoDataModule(FilesDataModule):
         min_frames: of a video, or it counts as unreadable. Images are exempt.
         max_faulty: share of the videos read, or of the first 1000, that may be unreadable. Whatever it is, ten
             unreadable ones in a row are an error.
-        samples_per_epoch: read training shards as streams, that many videos an epoch, over all ranks.
+        samples_per_epoch: read training shards without an index as streams, that many videos an epoch, over all ranks.
         decoder: "torchcodec", "pyav", or "auto" for torchcodec where it works, with PyAV for files that it cannot read.
         seed: of all draws, at least 0.
 
