@@ -261,7 +261,7 @@ def _read_index(root: str) -> tuple[list[str], list[int]]:
         with gopen(root) as file:
             shards = [(str(shard["url"]), int(shard["nsamples"])) for shard in json.load(file)["shardlist"]]
         for url, count in shards:
-            if url.startswith("pipe:"):
+            if url.strip().lower().startswith("pipe:"):
                 raise ValueError(f"{url} is a command, which only root may be; its index has names")
             if count < 1:
                 raise ValueError(f"{url} has {count} samples")
