@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from jepa_lightning.data.entries import PATIENCE
 from jepa_lightning.data.order import ResumableLoader
-from jepa_lightning.data.shards import PATIENCE
 
 _FEW = 1000  # files that are too few to judge by how many of them are unreadable
 

@@ -6,29 +6,19 @@ import random
 import re
 import shlex
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import NamedTuple
 
 from jepa_lightning.data.decoding import UnreadableError
+from jepa_lightning.data.entries import PATIENCE, Entry, Listed, Member, Source
 from jepa_lightning.data.order import Draw, rank_and_ranks
 
-PATIENCE = 10  # unreadable samples in a row that end a run
 _INDEX = re.compile(r"[^/\s]+\.json(?= |$)")  # in a path, URL or command
 _SHUFFLE_BUFFER = 100  # encoded samples of a shard, which stay in memory
 
 Kinds = Sequence[tuple[str, ...]]  # of files that may be the sample's observation, by their extensions, the best first
-
-
-class _Member(NamedTuple):
-    """A file within a shard."""
-
-    shard: str
-    offset: int
-    size: int
 
 
 class _Part(NamedTuple):
@@ -37,52 +27,6 @@ class _Part(NamedTuple):
     shard: str
     first: int
     stop: int | None
-
-
-class Entry(NamedTuple):
-    """A video or image: where it is or what is in it, or why it cannot be read."""
-
-    name: str
-    label: int | None
-    content: str | bytes | _Member | UnreadableError
-
-    def read(self) -> str | bytes:
-        """What decoders take: a path, or the bytes of a file."""
-        if isinstance(self.content, UnreadableError):
-            raise self.content
-        if isinstance(self.content, _Member):
-            try:
-                with open(self.content.shard, "rb") as shard:
-                    shard.seek(self.content.offset)
-                    return shard.read(self.content.size)
-            except OSError as error:
-                raise UnreadableError(str(error)) from error
-        return self.content
-
-
-class Source(Sized, Protocol):
-    """The samples of a split."""
-
-    def candidates(self, index: int) -> Iterator[Entry]:
-        """The sample of an index, and others to take if it cannot be read."""
-
-
-class Listed:
-    """Samples that are known beforehand."""
-
-    def __init__(self, entries: list[Entry]) -> None:
-        self.entries = entries
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def candidates(self, index: int) -> Iterator[Entry]:
-        """The sample of that index, then others at random."""
-        seen = set[int]()
-        while len(seen) < min(PATIENCE, len(self)):
-            seen.add(index)
-            yield self.entries[index]
-            index = int(torch.randint(len(self), ()))
 
 
 class Streamed:
@@ -294,13 +238,13 @@ def _read_shard(part: _Part, kinds: Kinds) -> Iterator[Entry]:
     shard, number = part.shard, 0
     try:
         for sample in tarfile_samples(iter([{"url": shard}])):
-            if number == part.stop:
-                return
             if extension := _find_observation(sample, kinds):
                 if number >= part.first:
                     name = f"{shard}/{sample['__key__']}.{extension}"
                     yield Entry(name, _read_label(name, sample), sample[extension])
                 number += 1
+                if number == part.stop:
+                    return
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error.args[0]  # webdataset adds arguments of its own
         yield Entry(shard, None, UnreadableError(f"the rest of the shard cannot be read: {reason}"))
@@ -326,7 +270,7 @@ def _index_shard(shard: str, kinds: Kinds) -> list[Entry]:
                     files = {field: tar.extractfile(members[field]) for field in ("cls", "json") if field in members}
                     label = _read_label(name, {field: file.read() for field, file in files.items() if file})
                     member = members[extension]
-                    entries.append(Entry(name, label, _Member(shard, member.offset_data, member.size)))
+                    entries.append(Entry(name, label, Member(shard, member.offset_data, member.size)))
     except (OSError, tarfile.TarError) as error:
         raise RuntimeError(f"{shard} cannot be read: {error}. Repair or remove it.") from error
     return entries

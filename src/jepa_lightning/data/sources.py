@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from jepa_lightning.data.decoding import UnreadableError
-from jepa_lightning.data.shards import PATIENCE, Entry
+from jepa_lightning.data.entries import PATIENCE, Entry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

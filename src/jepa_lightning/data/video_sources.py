@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from jepa_lightning.data.shards import Entry
+from jepa_lightning.data.entries import Entry
 
 VIDEO_EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),

@@ -14,11 +14,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
+from jepa_lightning.data.entries import Entry, Listed, Source
 from jepa_lightning.data.faults import Faults, name_some
 from jepa_lightning.data.files import FilesDataModule
 from jepa_lightning.data.images import _Fit
 from jepa_lightning.data.order import Draw, Order, rank_and_ranks, seeded
-from jepa_lightning.data.shards import Entry, Listed, Source, open_shards
+from jepa_lightning.data.shards import open_shards
 from jepa_lightning.data.sources import IMAGENET, ROLES
 from jepa_lightning.data.video_sources import VIDEO_EXTENSIONS, open_folder, open_list
 
@@ -147,7 +148,7 @@ class VideoDataModule(FilesDataModule):
     - `shards`: tar files of `key.mp4` with `key.cls` or `key.json` (its `label`), or neither, read by the webdataset
       library: `root/train/*.tar` or `root/*.tar`, and `root/val/*.tar` where it exists; or `root` is a path or URL of
       training shards such as `https://example.org/{000..099}.tar` or `pipe:aws s3 cp s3://bucket/{000..099}.tar -`, or
-      of their index. Listed, streamed by an index or streamed with `samples_per_epoch`, as by `ImageDataModule`.
+      of their index. They are listed, or streamed by an index or with `samples_per_epoch`, as by `ImageDataModule`.
 
     Which frames: every `frame_stride`-th or, with a `frame_rate`, those on screen at that many times a second by the
     file's own timestamps, whether its rate is constant or not (the official code rounds to a stride). A clip that is
