@@ -1,5 +1,7 @@
 """Modules that lack something, for recipes/README.md: `jepa fit --config … --model recipes.variants.<name>`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class NoPredictor(IJEPA):
         """Nothing to train."""
         return nn.Identity()
 
-    def predict(self, context: Tensor, masks: Masks) -> Tensor:
+    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
         """The mean, as often as it is asked for."""
         return torch.broadcast_to(context.mean(1)[:, None, None], (*masks.targets.shape, context.shape[-1]))
 

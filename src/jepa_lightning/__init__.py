@@ -6,7 +6,8 @@ from pathlib import Path
 from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
-from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, Latents, LeJEPA
+from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
 
@@ -25,8 +26,12 @@ __all__ = [
     "ImageDataModule",
     "Latents",
     "LeJEPA",
+    "MaskedJEPA",
     "MovingShapesDataModule",
+    "Prediction",
     "ShapesDataModule",
+    "Teacher",
+    "Tokens",
     "VideoDataModule",
     "callbacks",
     "evaluation",

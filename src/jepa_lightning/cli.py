@@ -21,7 +21,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 import jepa_lightning
 from jepa_lightning.callbacks import FeatureWriter
-from jepa_lightning.checkpoints import SafeCheckpointIO
+from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
+from jepa_lightning.checkpoints.files import read_file
+from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
 
@@ -52,7 +54,8 @@ class EvaluatingTrainer(pl.Trainer):
         The table is printed, and written as `evaluation.csv` and `evaluation.md` into the Trainer's default_root_dir.
 
         Args:
-            model: not used: the checkpoint says what its encoder is.
+            model: of a checkpoint that does not say what its encoder is, the module that takes its weights, whose
+                `features` are read; not used otherwise.
             datamodule: the data, labelled.
             ckpt_path: a checkpoint of ours, an official one, or a Hugging Face folder.
             num_train: training samples that probes are fitted on, at most.
@@ -60,7 +63,15 @@ class EvaluatingTrainer(pl.Trainer):
             encoder_options: further arguments of `load_encoder`, such as `{network: context_encoder, num_heads: 3}`.
         """
         accelerator = self.strategy.root_device.type
-        readings = evaluate(ckpt_path, datamodule, num_train, steps, accelerator, encoder_options)
+        encoder: Any = ckpt_path
+        try:
+            load_encoder(ckpt_path, **(encoder_options or {}))
+        except UnknownEncoderError:
+            if not isinstance(model, JEPA):
+                raise
+            model.load_state_dict(read_file(Path(ckpt_path))["state_dict"])
+            encoder = model
+        readings = evaluate(encoder, datamodule, num_train, steps, accelerator, encoder_options)
         for ending in (".csv", ".md"):
             write_table(readings, Path(self.default_root_dir) / f"evaluation{ending}")
         print_table(readings)

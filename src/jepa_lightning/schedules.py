@@ -7,7 +7,7 @@ decay, and after that of the momentum: the callers here add the one where it bel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -66,10 +66,18 @@ class ScheduledOptions(LRScheduler):
         optimizer: groups whose weight decay is zero keep it.
         lr: step to learning rate.
         weight_decay: step to weight decay.
+        multipliers: of the learning rate of each group; 1 for all without.
     """
 
-    def __init__(self, optimizer: Optimizer, lr: Callable[[int], float], weight_decay: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        lr: Callable[[int], float],
+        weight_decay: Callable[[int], float],
+        multipliers: Sequence[float] | None = None,
+    ) -> None:
         self.lr = lr
+        self.multipliers = multipliers or [1.0] * len(optimizer.param_groups)
         self.weight_decay = weight_decay
         self.decayed = [group["weight_decay"] != 0 for group in optimizer.param_groups]
         super().__init__(optimizer)
@@ -78,7 +86,7 @@ class ScheduledOptions(LRScheduler):
         """The learning rate of each group at the current step (also sets the weight decay)."""
         for group, decayed in zip(self.optimizer.param_groups, self.decayed, strict=True):
             group["weight_decay"] = self.weight_decay(self.last_epoch) if decayed else 0.0
-        return [self.lr(self.last_epoch)] * len(self.decayed)
+        return [self.lr(self.last_epoch) * multiplier for multiplier in self.multipliers]
 
     def state_dict(self) -> dict[str, Any]:
         """The step alone: everything else follows from it."""

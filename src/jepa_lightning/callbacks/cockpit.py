@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,8 +10,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from jepa_lightning import batches
 from jepa_lightning.callbacks.pictures import as_shown
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.step import Latents
 
 # Charts of TensorBoard's page "Custom scalars", in the order of the questions; a name is a regular expression.
 LAYOUT = {
@@ -39,8 +41,8 @@ class Cockpit(pl.Callback):
     """Lays out TensorBoard's page "Custom scalars", and gives its projector the embeddings of held-out data.
 
     The page has the probes beside the loss, the readings of `CollapseMonitor` below them, and the schedules last. The
-    projector gets the mean target tokens of the first held-out images or clips at the end of the fit, with their labels
-    and thumbnails (of a clip, the first frame).
+    projector gets the features of the first held-out samples at the end of the fit, with their labels and, of images and
+    clips, with thumbnails (of a clip, the first frame).
 
     Args:
         num_embeddings: images in the projector; 0 for none.
@@ -53,7 +55,7 @@ class Cockpit(pl.Callback):
         if num_embeddings < 0:
             raise ValueError(f"num_embeddings must not be negative, got {num_embeddings}")
         self.num_embeddings = num_embeddings
-        self._kept: list[tuple[Tensor, Tensor, list[list[str]]]] = []
+        self._kept: list[tuple[Tensor, Tensor | None, list[list[str]]]] = []
         self._fields: list[str] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,7 +71,7 @@ class Cockpit(pl.Callback):
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -79,12 +81,13 @@ class Cockpit(pl.Callback):
         missing = self.num_embeddings - sum(len(embeddings) for embeddings, _, _ in self._kept)
         if missing <= 0 or dataloader_idx:
             return
-        images = (batch if isinstance(batch, Tensor) else batch[0])[:missing]
-        embeddings = predictions(outputs)[0].features[:missing].float().mean(1).cpu()
-        labels = {} if isinstance(batch, Tensor) else _labels(batch)
+        observation = batches.observations(batch, pl_module.reads)[0][:missing]
+        latents: Latents = outputs["latents"]
+        embedding = latents.features or next(iter(latents.embeddings.values()))
+        labels = _labels(batch, pl_module.reads)
         self._fields = list(labels)
         rows = [[str(value) for value in row] for row in zip(*(labels[name][:missing] for name in labels), strict=True)]
-        self._kept.append((embeddings, as_shown(images[:, :, 0] if images.ndim == 5 else images), rows))
+        self._kept.append((embedding.float().pooled()[:missing].cpu(), _thumbnails(observation), rows))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last validation's embeddings."""
@@ -92,22 +95,29 @@ class Cockpit(pl.Callback):
             return
         embeddings, thumbnails, rows = zip(*self._kept, strict=True)
         metadata = [row for part in rows for row in part]
+        shown = [part for part in thumbnails if part is not None]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_embedding(
                     torch.cat(embeddings),
                     metadata=[row[0] for row in metadata] if len(self._fields) == 1 else metadata or None,
                     metadata_header=self._fields if len(self._fields) > 1 else None,
-                    label_img=torch.cat(thumbnails),
+                    label_img=torch.cat(shown) if len(shown) == len(thumbnails) else None,
                     global_step=trainer.global_step,
                 )
 
 
-def _labels(batch: Any) -> dict[str, list[int]]:
+def _thumbnails(observation: Tensor) -> Tensor | None:
+    """Small pictures of images `[B, C, H, W]` and clips `[B, C, T, H, W]`; there is none of anything else."""
+    if observation.ndim not in (4, 5):
+        return None
+    return as_shown(observation[:, :, 0] if observation.ndim == 5 else observation)
+
+
+def _labels(batch: Any, reads: Sequence[str]) -> dict[str, list[int]]:
     """The classes of a batch, one for each image, by the names of its fields."""
-    names = getattr(batch, "_fields", [f"label {place}" for place in range(len(batch))])
     return {
         name: field.tolist()
-        for name, field in zip(names, batch, strict=True)
+        for name, field in batches.labels(batch, reads).items()
         if isinstance(field, Tensor) and field.ndim == 1 and not field.is_floating_point()
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from jepa_lightning.callbacks.ema import students_and_teachers
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning.clock import clock
 from jepa_lightning.metrics import (
     DeadFeatures,
     FeatureStd,
@@ -28,6 +28,7 @@ from jepa_lightning.metrics import (
     moments,
     rankme,
 )
+from jepa_lightning.step import Latents, Prediction, Tokens, nearest_future, weighted_mean
 
 TOKEN_IMAGES = 8  # images a step whose tokens are looked at
 PATIENCE = 3  # low readings in a row that make a collapse
@@ -43,19 +44,21 @@ class CollapseError(RuntimeError):
 class CollapseMonitor(pl.Callback):
     """Logs how spread out the embeddings of every branch are, across images and across tokens, and minds a collapse.
 
-    Under `collapse/<branch>/<metric>`, for the branches `context`, `target` and `prediction`:
+    Under `collapse/<branch>/<metric>`, for every embedding of the step by its name (`context` and `target` of most
+    methods) and every prediction (`prediction`, or `prediction/<name>` of several):
 
-    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the mean token of an image, across the
+    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the pooled embedding of an image, across the
       images of the last `every_n_steps` steps (see `jepa_lightning.metrics`);
-    - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step.
+    - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step,
+      where an image has several.
 
     An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Further:
 
     - `train/constant_loss`, beside `train/loss` (`train/energy` where a loss has further terms): that of a
       constant prediction, the mean target. A loss that does not stay below it has learned nothing; both falling
       together is the collapse that a loss alone hides;
-    - `collapse/prediction/target_cosine`: the mean cosine of predicted and target tokens;
-    - `collapse/target/student_distance`: how far the teacher's weights are from the student's, over their norm;
+    - `collapse/prediction/target_cosine`: the mean cosine of predicted and target tokens, of each prediction;
+    - `collapse/target/student_distance`: how far the teachers' weights are from the students', over their norm;
     - the picture `collapse/spectrum`, at every validation or, without held-out data, in every epoch: the eigenvalues of
       each branch's covariance.
 
@@ -64,9 +67,9 @@ class CollapseMonitor(pl.Callback):
     EPYC).
 
     A run has collapsed when, past the first tenth of its training and for three readings in a row, either RankMe of the
-    target across images has been below `min_rank` (and below half of its first reading, as an encoder whose tokens say
-    little but where they are may start at 5 and learn all the same), or the predictions of different images have been
-    alike, with a mean cosine above `max_cosine`. In the tables "Collapse on purpose" of `recipes/README.md` that is
+    target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank` (and
+    below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and learn
+    all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`. In the tables "Collapse on purpose" of `recipes/README.md` that is
     said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them end with a rank below 6.5 or a cosine of
     0.99 or more; of the others one ends with a rank of 5.7, and the rest with 7.4 or more.
 
@@ -100,46 +103,44 @@ class CollapseMonitor(pl.Callback):
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
         self._low = 0  # readings of a collapse in a row
         self._told = False
-        self._first_rank: float | None = None
+        self._first_ranks: dict[str, float] = {}  # by branch
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up this step's images; at the end of an interval, log."""
-        several = predictions(outputs)
-        branches = {
-            "context": torch.cat([each.context for each in several], dim=1),
-            "target": several[0].features,
-            "prediction": torch.cat([each.prediction.flatten(1, 2) for each in several], dim=1),
-        }
-        for branch, tokens in branches.items():
-            self._pending.setdefault(branch, []).append(tokens.float().mean(1))
+        latents: Latents = outputs["latents"]
+        branches = dict(latents.embeddings)
+        branches |= {branch(name): each.tokens() for name, each in latents.predictions.items()}
+        for name, tokens in branches.items():
+            self._pending.setdefault(name, []).append(tokens.float().pooled())
         reading = (trainer.fit_loop.total_batch_idx + 1) % self.every_n_steps == 0  # also of a resumed run
-        if reading or sum(map(len, self._pending["target"])) >= PENDING:
+        if reading or sum(map(len, next(iter(self._pending.values())))) >= PENDING:
             self._add_up()
         if not reading:
             return
         readings: dict[str, Tensor] = {}
-        for branch, tokens in branches.items():
-            computed = self._metrics[branch].compute()
+        for name, tokens in branches.items():
+            computed = self._metrics[name].compute()
             pl_module.log_dict(computed)
             readings |= computed
-            metric: Any = self._metrics[branch]["rankme"]
-            self._sums[branch] = metric.sums()
-            self._metrics[branch].reset()
-            sums = moments(tokens[:TOKEN_IMAGES])
-            for name, function in (("rankme", rankme), ("std", feature_std), ("cosine", mean_cosine)):
-                pl_module.log(f"collapse/{branch}/token_{name}", function(sums).mean(), sync_dist=True)
-        constant, agreement = [], []
-        for each in several:
-            # Over the batch of all processes: the mean of less is closer to each of its targets.
-            mean = trainer.strategy.reduce(each.target.mean(dim=(0, 1, 2)), reduce_op="mean").expand_as(each.target)
-            constant.append(pl_module.energy(each._replace(prediction=mean)).mean())
-            agreement.append(F.cosine_similarity(each.prediction.float(), each.target.float(), dim=-1).mean())
-        pl_module.log("train/constant_loss", torch.stack(constant).mean(), sync_dist=True)
-        pl_module.log("collapse/prediction/target_cosine", torch.stack(agreement).mean(), sync_dist=True)
+            metric: Any = self._metrics[name]["rankme"]
+            self._sums[name] = metric.sums()
+            self._metrics[name].reset()
+            for of_tokens, value in across_tokens(tokens).items():
+                pl_module.log(f"collapse/{name}/token_{of_tokens}", value, sync_dist=True)
+        constant = {}
+        for name, each in latents.predictions.items():
+            mean = mean_target(each, trainer).to(each.target.dtype)
+            constant[name] = each._replace(prediction=mean.expand_as(each.target))
+            pl_module.log(f"collapse/{branch(name)}/target_cosine", agreement(each), sync_dist=True)
+        energy = pl_module.energy(latents._replace(predictions=constant)).mean()
+        pl_module.log("train/constant_loss", energy, sync_dist=True)
         if pairs := students_and_teachers(pl_module):
             pl_module.log("collapse/target/student_distance", relative_distance(pairs))
-        self._mind(trainer, float(readings["collapse/target/rankme"]), float(readings["collapse/prediction/cosine"]))
+        targets = [name for name in latents.embeddings if name.split("/")[0] == "target"]
+        ranks = {name: float(readings[f"collapse/{name}/rankme"]) for name in targets or latents.embeddings}
+        cosines = [float(readings[f"collapse/{branch(name)}/cosine"]) for name in latents.predictions]
+        self._mind(trainer, ranks, max(cosines))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw the spectrum of the last reading."""
@@ -154,38 +155,41 @@ class CollapseMonitor(pl.Callback):
     def _draw(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and self._sums:
-                spectra = {branch: eigenvalues(sums, centred=True).flip(-1) for branch, sums in self._sums.items()}
+                spectra = {name: eigenvalues(sums, centred=True).flip(-1) for name, sums in self._sums.items()}
                 logger.experiment.add_figure("collapse/spectrum", draw_spectra(spectra), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The first reading and how many in a row have been low, which a resumed run goes by too."""
-        return {"first_rank": self._first_rank, "low": self._low}
+        """The first readings and how many in a row have been low, which a resumed run goes by too."""
+        return {"first_ranks": self._first_ranks, "low": self._low}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the readings of the run that is resumed."""
-        self._first_rank, self._low = state_dict["first_rank"], state_dict.get("low", 0)
+        of_0_1 = {"target": state_dict["first_rank"]} if state_dict.get("first_rank") is not None else {}
+        self._first_ranks, self._low = state_dict.get("first_ranks", of_0_1), state_dict.get("low", 0)
 
     def _add_up(self) -> None:
         """Update the metrics with what is pending."""
-        for branch, means in self._pending.items():
-            if branch not in self._metrics:
-                self._metrics[branch] = across_images(branch, means[0].shape[-1]).to(means[0].device)
-            self._metrics[branch].update(torch.cat(means))
+        for name, means in self._pending.items():
+            if name not in self._metrics:
+                self._metrics[name] = across_images(name, means[0].shape[-1]).to(means[0].device)
+            self._metrics[name].update(torch.cat(means))
         self._pending = {}
 
-    def _mind(self, trainer: pl.Trainer, rank: float, cosine: float) -> None:
+    def _mind(self, trainer: pl.Trainer, ranks: dict[str, float], cosine: float) -> None:
         """Count the readings of a collapse, the same in all processes, and react to the last that it takes."""
-        early = trainer.global_step < 0.1 * trainer.estimated_stepping_batches
-        self._first_rank = rank if self._first_rank is None else self._first_rank
-        collapsed = rank < min(self.min_rank, self._first_rank / 2) or cosine > self.max_cosine
-        self._low = self._low + 1 if collapsed and not early else 0
+        for name, rank in ranks.items():
+            self._first_ranks.setdefault(name, rank)
+        low = [name for name, rank in ranks.items() if rank < min(self.min_rank, self._first_ranks[name] / 2)]
+        collapsed = bool(low) or cosine > self.max_cosine
+        self._low = self._low + 1 if collapsed and clock(trainer).progress >= 0.1 else 0
         if self._low < PATIENCE or self._told:  # of a resumed run it may be more
             return
         self._told = True
+        worst = min(ranks, key=lambda name: ranks[name])
         message = (
-            f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {trainer.global_step}: RankMe "
-            f"of the target across images is {rank:.1f} (collapsed below {self.min_rank}), the mean cosine of the "
-            f"predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}). Lower the learning "
+            f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {clock(trainer).step}: RankMe "
+            f"of the {worst} across images is {ranks[worst]:.1f} (collapsed below {self.min_rank}), the mean cosine of "
+            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}). Lower the learning "
             "rate, raise the momentum towards 1, or add a regulariser (--model.regularizers)"
         )
         if self.on_collapse == "raise":
@@ -194,8 +198,43 @@ class CollapseMonitor(pl.Callback):
         trainer.should_stop = trainer.should_stop or self.on_collapse == "stop"
 
 
-def across_images(branch: str, width: int) -> MetricCollection:
-    """The metrics of the mean tokens of a branch, which share their sums."""
+def branch(prediction: str) -> str:
+    """The name under which a prediction is logged."""
+    return f"prediction/{prediction}" if prediction else "prediction"
+
+
+def mean_target(each: Prediction, trainer: pl.Trainer) -> Tensor:
+    """The mean target `[D]` over the batch of all processes: that of less is closer to each of its targets."""
+    target = each.target.float().flatten(0, -2)
+    weight = target.new_ones(len(target)) if each.weight is None else each.weight.flatten()
+    sums = torch.cat([weight @ target, weight.sum().unsqueeze(0)])
+    sums = trainer.strategy.reduce(sums, reduce_op="sum")
+    return sums[:-1] / sums[-1].clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def agreement(each: Prediction) -> Tensor:
+    """The mean cosine of what is predicted and its target; of several futures, of the nearest."""
+    target = each.target if each.futures is None else each.target.unsqueeze(1)
+    apart = 1 - F.cosine_similarity(each.prediction.float(), target.float(), dim=-1)
+    apart, weight = nearest_future(apart, each)
+    return 1 - weighted_mean(apart, weight, tuple(range(apart.ndim)))
+
+
+def across_tokens(tokens: Tokens) -> dict[str, Tensor]:
+    """How far the tokens of one image are spread, averaged over some images; nothing where an image has only one."""
+    if tokens.values.shape[1] < 2:
+        return {}
+    if tokens.valid is None:
+        sums = [moments(tokens.values[:TOKEN_IMAGES].float())]
+    else:
+        parts = zip(tokens.values[:TOKEN_IMAGES].float(), tokens.valid[:TOKEN_IMAGES], strict=True)
+        sums = [moments(values[valid].unsqueeze(0)) for values, valid in parts if valid.sum() > 1]
+    functions = {"rankme": rankme, "std": feature_std, "cosine": mean_cosine}
+    return {name: torch.cat([function(each) for each in sums]).mean() for name, function in functions.items() if sums}
+
+
+def across_images(name: str, width: int) -> MetricCollection:
+    """The metrics of the pooled embeddings of a branch, which share their sums."""
     metrics: dict[str, Metric | MetricCollection] = {
         "rankme": RankMe(width),
         "rankme_centred": RankMe(width, centred=True),
@@ -205,7 +244,7 @@ def across_images(branch: str, width: int) -> MetricCollection:
         "cosine": MeanCosine(width),
     }
     # Said and not found out: by a first batch of NaN, no two of them would seem to have the same sums.
-    return MetricCollection(metrics, prefix=f"collapse/{branch}/", compute_groups=[list(metrics)])
+    return MetricCollection(metrics, prefix=f"collapse/{name}/", compute_groups=[list(metrics)])
 
 
 def relative_distance(pairs: Any) -> Tensor:
@@ -221,8 +260,8 @@ def draw_spectra(spectra: dict[str, Tensor]) -> Figure:
     """The eigenvalues `[D]` of each branch, largest first, on a logarithmic scale."""
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    for branch, values in spectra.items():
-        axes.plot(torch.arange(1, len(values) + 1), values.cpu().clamp(min=1e-8), label=branch)
+    for name, values in spectra.items():
+        axes.plot(torch.arange(1, len(values) + 1), values.cpu().clamp(min=1e-8), label=name)
     axes.set(yscale="log", xlabel="direction", ylabel="variance", title="spectrum")
     axes.set_ylim(bottom=1e-8)
     axes.legend()

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import R2Score
 
-from jepa_lightning.callbacks.probe import Probe, Source
-from jepa_lightning.callbacks.step import UNLABELLED, predictions
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.callbacks.probe import Probe
+from jepa_lightning.clock import clock
 from jepa_lightning.networks import AttentivePooler
 from jepa_lightning.networks.label_scale import LabelScale
+from jepa_lightning.step import Tokens
 
 
 class FittedProbe(Probe):
@@ -25,8 +28,8 @@ class FittedProbe(Probe):
     Args:
         num_classes: number of classes.
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch that holds the class; the batch's second item without.
-        source: `features`, or `observation` for the raw input.
+        label: the field of the batch that holds the class; the first label without.
+        source: `features`, an embedding of the step by its name, or `observation` for the raw input.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
             of a classifier that has settled.
     """
@@ -36,7 +39,7 @@ class FittedProbe(Probe):
         num_classes: int,
         name: str,
         label: str | None,
-        source: Source,
+        source: str,
         lr: float,
     ) -> None:
         super().__init__(name, label, source)
@@ -57,8 +60,8 @@ class FittedProbe(Probe):
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """One step of the classifier."""
-        head, optimizer = self._trained(trainer, pl_module, inputs.shape[-1])
-        remaining = 1.0 - trainer.global_step / trainer.estimated_stepping_batches
+        head, optimizer = self._trained(trainer, pl_module, self.width(inputs))
+        remaining = 1.0 - clock(trainer).progress
         for group in optimizer.param_groups:
             group["lr"] = self.lr * min(1.0, 4.0 * remaining)
         outputs = head.train(len(inputs) > 1)(inputs)  # one image has no batch statistics
@@ -66,16 +69,22 @@ class FittedProbe(Probe):
         self.loss(outputs, labels).backward()
         optimizer.step()
 
-    def check(self, labels: Tensor) -> None:
-        """Raise a ValueError for a class that there is not."""
-        if int(labels.max()) >= self.num_classes:
-            raise ValueError(f"the probe {self.name!r} has {self.num_classes} classes, but a label is {labels.max()}")
+    def checked(self, label: Tensor) -> Tensor:
+        """A label as the probe takes it: classes.
+
+        Raises:
+            ValueError: one of another kind, or out of range.
+        """
+        return batches.classes(label, self.num_classes, maps=self.dense)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """What the classifier minimises: the mean cross-entropy of what has a label."""
-        self.check(labels)
         losses = F.cross_entropy(outputs, labels, ignore_index=UNLABELLED, reduction="sum")
         return losses / (labels != UNLABELLED).sum().clamp(min=1)
+
+    def width(self, inputs: Tensor) -> int:
+        """That of what the head is built for."""
+        return inputs.shape[-1]
 
     @property
     def _classes(self) -> int:
@@ -132,8 +141,8 @@ class LinearProbe(FittedProbe):
     Args:
         num_classes: number of classes.
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch that holds the class; the batch's second item without.
-        source: `features`, or `observation` for the raw input.
+        label: the field of the batch that holds the class; the first label without.
+        source: `features`, an embedding of the step by its name, or `observation` for the raw input.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
             of a classifier that has settled.
 
@@ -145,7 +154,7 @@ class LinearProbe(FittedProbe):
         num_classes: int,
         name: str = "linear",
         label: str | None = None,
-        source: Source = "features",
+        source: str = "features",
         lr: float = 3e-3,
     ) -> None:
         super().__init__(num_classes, name, label, source, lr)
@@ -164,8 +173,8 @@ class RegressionProbe(FittedProbe):
     Args:
         num_outputs: the first so many numbers of the flattened label are predicted.
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch that holds the numbers `[B, ...]`; the batch's second item without.
-        source: `features`, or `observation` for the raw input.
+        label: the field of the batch that holds the numbers `[B, ...]`; the first label without.
+        source: `features`, an embedding of the step by its name, or `observation` for the raw input.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's.
     """
 
@@ -174,7 +183,7 @@ class RegressionProbe(FittedProbe):
         num_outputs: int = 1,
         name: str = "regression",
         label: str | None = None,
-        source: Source = "features",
+        source: str = "features",
         lr: float = 3e-3,
     ) -> None:
         super().__init__(num_outputs, name, label, source, lr)
@@ -185,8 +194,13 @@ class RegressionProbe(FittedProbe):
         """Standardisation by running statistics, and one layer."""
         return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
 
-    def check(self, labels: Tensor) -> None:
-        """Any finite numbers can be learned."""
+    def checked(self, label: Tensor) -> Tensor:
+        """The first numbers of each image, `[B, num_outputs]`.
+
+        Raises:
+            ValueError: fewer numbers, or some that are not finite.
+        """
+        return batches.numbers(label, self.num_classes)
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """One step, to the labels in units of their spread over all processes."""
@@ -226,18 +240,6 @@ class RegressionProbe(FittedProbe):
         """What is explained of the variance, over all processes."""
         return {"r2": self._r2.compute()}
 
-    def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        """The inputs `[B, D]` and the numbers `[B, num_outputs]` of a batch."""
-        labels = self._label(batch)
-        numbers = labels.reshape(len(labels), -1)[:, : self.num_classes].float()
-        if numbers.shape[1] < self.num_classes or not numbers.isfinite().all():
-            raise ValueError(
-                f"the probe {self.name!r} wants {self.num_classes} finite numbers an image, the first of a label, got "
-                f"{labels.dtype} {list(labels.shape)}" + ("" if numbers.isfinite().all() else " with others")
-            )
-        inputs = batch[0] if self.source == "observation" else predictions(outputs)[0].features
-        return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), numbers
-
 
 class AttentiveProbe(FittedProbe):
     """A classifier that chooses the tokens it reads, trained beside the model at every batch. Logs `accuracy`.
@@ -248,7 +250,7 @@ class AttentiveProbe(FittedProbe):
     Args:
         num_classes: number of classes.
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch that holds the class; the batch's second item without.
+        label: the field of the batch that holds the class; the first label without.
         depth: blocks of the pooler: 1 as in V-JEPA's probe, 4 as in V-JEPA 2's.
         num_heads: attention heads a block; the encoder's by default.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's.
@@ -273,11 +275,28 @@ class AttentiveProbe(FittedProbe):
 
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """The pooler, and one layer."""
-        heads = self.num_heads or getattr(pl_module.context_encoder, "num_heads", None)
+        heads = self.num_heads or getattr(getattr(pl_module, "context_encoder", None), "num_heads", None)
         if heads is None:
             raise ValueError(f"the encoder does not say how many heads it has: give the probe {self.name!r} num_heads")
-        return nn.Sequential(AttentivePooler(width, heads, self.depth), nn.Linear(width, self.num_classes))
+        return AttentiveHead(width, heads, self.depth, self.num_classes)
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """All of them: pooling is learned."""
-        return tokens
+    def pool(self, tokens: Tokens) -> Tensor:
+        """All of them, as pooling is learned, `[B, N, D + 1]`: the last number says whether a token is there."""
+        valid = torch.ones_like(tokens.values[..., 0]) if tokens.valid is None else tokens.valid
+        return torch.cat([tokens.values, valid.unsqueeze(-1).to(tokens.values)], dim=-1)
+
+    def width(self, inputs: Tensor) -> int:
+        """That of the tokens."""
+        return inputs.shape[-1] - 1
+
+
+class AttentiveHead(nn.Sequential):
+    """The pooler, and one layer, of tokens `[B, N, D + 1]` whose last number says whether they are there."""
+
+    def __init__(self, embed_dim: int, num_heads: int, depth: int, num_classes: int) -> None:
+        super().__init__(AttentivePooler(embed_dim, num_heads, depth), nn.Linear(embed_dim, num_classes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `[B, num_classes]`."""
+        pooler, classifier = self
+        return classifier(pooler(inputs[..., :-1], inputs[..., -1] > 0))

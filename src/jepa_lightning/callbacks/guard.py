@@ -52,8 +52,9 @@ class GradientGuard(pl.Callback):
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
         self.spike = spike
         self.max_skipped = max_skipped
-        self._log_norm = torch.zeros(())  # mean of the logarithms of the norms
-        self._usual_steps = torch.zeros(())  # that it is the mean of
+        # Of each optimiser, where a method has several:
+        self._log_norm: list[Tensor] = []  # mean of the logarithms of the norms
+        self._usual_steps: list[Tensor] = []  # that it is the mean of
         self._skipped = torch.zeros(())
         self._norms = torch.zeros(WINDOW)  # of the last steps, where they were skipped; 0 where not
         self._seen = self._told = 0
@@ -81,13 +82,18 @@ class GradientGuard(pl.Callback):
         norm: Tensor = (total.full_tensor() if hasattr(total, "full_tensor") else total).float()
         self._move_to(norm.device)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        which = next(number for number, each in enumerate(trainer.optimizers) if each is optimizer)
+        while len(self._log_norm) <= which:
+            self._log_norm.append(torch.zeros_like(norm))
+            self._usual_steps.append(torch.zeros_like(norm))
+        usual_steps, log_norm = self._usual_steps[which], self._log_norm[which]
         finite = norm.isfinite()
-        spike = (self._usual_steps >= SETTLED) & (norm > self.spike * self._log_norm.exp())
+        spike = (usual_steps >= SETTLED) & (norm > self.spike * log_norm.exp())
         bad = (finite & spike) if scaled else (~finite | spike)
         good = finite & ~bad & (norm > 0)
-        self._usual_steps += good
-        change = (norm.log() - self._log_norm) / self._usual_steps.clamp(1, WINDOW)
-        self._log_norm += torch.where(good, change, 0.0)
+        usual_steps += good
+        change = (norm.log() - log_norm) / usual_steps.clamp(1, WINDOW)
+        log_norm += torch.where(good, change, 0.0)
         self._skipped += bad
         self._norms[self._seen % WINDOW] = torch.where(bad, norm, 0.0)
         self._seen += 1
@@ -97,7 +103,8 @@ class GradientGuard(pl.Callback):
             optimizer.zero_grad(set_to_none=True)
         for statistic, before in zip(self._statistics, self._before, strict=True):
             statistic.copy_(torch.where(bad | ~finite, before, statistic))
-        pl_module.log("train/grad_norm", norm)
+        several = f"/{which}" if len(trainer.optimizers) > 1 else ""
+        pl_module.log(f"train/grad_norm{several}", norm)
         pl_module.log("train/skipped_steps", self._skipped)
 
     def on_train_batch_end(self, trainer: Any, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -128,9 +135,10 @@ class GradientGuard(pl.Callback):
             for step in range(max(0, self._seen - WINDOW), self._seen)
             if norms[step % WINDOW] != 0
         ]
+        usual = " or ".join(f"{float(log_norm.exp()):.3g}" for log_norm in self._log_norm)
         message = (
             f"{new} optimiser step{'s were' if new > 1 else ' was'} skipped, for a gradient whose norm is not finite "
-            f"or more than {self.spike:g} times the usual {float(self._log_norm.exp()):.3g}: {', '.join(lately[-new:])}"
+            f"or more than {self.spike:g} times the usual {usual}: {', '.join(lately[-new:])}"
         )
         if len(lately) > self.max_skipped:
             raise BadStepsError(
@@ -142,14 +150,15 @@ class GradientGuard(pl.Callback):
 
     def _move_to(self, device: torch.device) -> None:
         if self._norms.device != device:
-            self._log_norm, self._usual_steps = self._log_norm.to(device), self._usual_steps.to(device)
+            self._log_norm = [value.to(device) for value in self._log_norm]
+            self._usual_steps = [value.to(device) for value in self._usual_steps]
             self._skipped, self._norms = self._skipped.to(device), self._norms.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """The usual norm and the steps that were skipped."""
         return {
-            "log_norm": float(self._log_norm),
-            "usual_steps": int(self._usual_steps),
+            "log_norm": [float(value) for value in self._log_norm],
+            "usual_steps": [int(value) for value in self._usual_steps],
             "skipped": int(self._skipped),
             "norms": self._norms.tolist(),
             "seen": self._seen,
@@ -157,8 +166,11 @@ class GradientGuard(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Those of the run that is resumed."""
-        self._log_norm = torch.tensor(state_dict["log_norm"])
-        self._usual_steps = torch.tensor(float(state_dict["usual_steps"]))
+        log_norm, usual_steps = state_dict["log_norm"], state_dict["usual_steps"]
+        if not isinstance(log_norm, list):  # of 0.1, which knew one optimiser
+            log_norm, usual_steps = [log_norm], [usual_steps]
+        self._log_norm = [torch.tensor(value) for value in log_norm]
+        self._usual_steps = [torch.tensor(float(value)) for value in usual_steps]
         self._skipped = torch.tensor(float(state_dict["skipped"]))
         self._norms = torch.tensor(state_dict["norms"])
         self._seen, self._told = state_dict["seen"], state_dict["skipped"]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lightning.callbacks.probe import Probe, Source
-from jepa_lightning.callbacks.step import UNLABELLED
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.callbacks.probe import Probe
 
 
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, num_classes: int) -> Tensor:
@@ -45,8 +45,8 @@ class KNNProbe(Probe):
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch that holds the class; the batch's second item without.
-        source: `features`, or `observation` for the raw input.
+        label: the field of the batch that holds the class; the first label without.
+        source: `features`, an embedding of the step by its name, or `observation` for the raw input.
         k: neighbours that vote (all of the bank if it holds fewer).
         temperature: of the votes, above zero.
         bank_size: training images kept on each process.
@@ -61,7 +61,7 @@ class KNNProbe(Probe):
         self,
         name: str = "knn",
         label: str | None = None,
-        source: Source = "features",
+        source: str = "features",
         k: int = 20,
         temperature: float = 0.07,
         bank_size: int = 10_000,

@@ -7,10 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Generator, Tensor
+from torch import Tensor
 
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning import batches
+from jepa_lightning.draws import Rng
 from jepa_lightning.metrics import LiDAR
+from jepa_lightning.step import Latents
 
 
 class LiDARMonitor(pl.Callback):
@@ -68,7 +70,8 @@ class LiDARMonitor(pl.Callback):
         """Embed the first images under every mask."""
         if self._missing <= 0 or dataloader_idx or trainer.sanity_checking:
             return
-        images = (batch if isinstance(batch, Tensor) else batch[0])[: self._missing]
+        seen = batches.first(batch, self._missing)
+        images = batches.observations(seen, pl_module.reads)[0]
         self._missing -= len(images)
         views: dict[str, list[Tensor]] = {"context": [], "prediction": []}
         # Forked: what a module draws besides must not change the random numbers of the training. A hook is outside of
@@ -76,12 +79,16 @@ class LiDARMonitor(pl.Callback):
         devices = [images.device] if images.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             for draw in range(self.num_masks):
-                masks = pl_module.masking(1, pl_module.grid(images), generator=Generator().manual_seed(draw))
-                for_all = apply_to_collection(masks, Tensor, lambda part: part.expand(len(images), *part.shape[1:]))
-                several = predictions({"latents": pl_module.latents(images, for_all)})
-                views["context"].append(mean_token([each.context for each in several]))
-                views["prediction"].append(mean_token([each.prediction.flatten(1, 2) for each in several]))
+                drawn = pl_module.draw(batches.first(seen, 1), Rng(draw, batch_size=1, device=images.device))
+                for_all = apply_to_collection(drawn, Tensor, lambda part: part.expand(len(images), *part.shape[1:]))
+                latents: Latents = pl_module.latents(seen, for_all)
+                contexts = [each for name, each in latents.embeddings.items() if name.split("/")[0] == "context"]
+                if contexts:
+                    views["context"].append(mean_token([each.values for each in contexts]))
+                views["prediction"].append(mean_token([each.tokens().values for each in latents.predictions.values()]))
         for branch, means in views.items():
+            if not means:  # of a method without an embedding of that name
+                continue
             if branch not in self._metrics:
                 self._metrics[branch] = LiDAR(means[0].shape[-1]).to(images.device)
             self._metrics[branch].update(torch.stack(means, dim=1))

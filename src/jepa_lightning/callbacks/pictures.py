@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning import batches
 from jepa_lightning.masking import Masks
 
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
@@ -63,8 +63,13 @@ class Pictures(pl.Callback):
         if not batch_idx and not sum(trainer.num_val_batches):
             self._show(trainer, pl_module, outputs, batch)
 
-    def _show(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> None:
-        images = (batch if isinstance(batch, Tensor) else batch[0])[: self.num_images]
+    def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
+        images = batches.observations(batch, pl_module.reads)[0][: self.num_images]
+        if images.ndim not in (4, 5):
+            raise ValueError(
+                f"{type(self).__name__} draws images [B, C, H, W] and clips [B, C, T, H, W], got {list(images.shape)}: "
+                "leave it out"
+            )
         picture = self.draw(pl_module, images, outputs)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -96,11 +101,11 @@ class LatentPictures(Pictures):
 
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """The rows, or the film strips."""
-        features = predictions(outputs)[0].features[: self.num_images]
-        masks, grid = outputs["masks"], pl_module.grid(images)
+        features = outputs["latents"].features.values[: self.num_images]
+        drawn, grid = outputs["drawn"], tuple(pl_module.context_encoder.grid_of(images))
         if len(grid) == 2:
-            return draw_latents(images, masks if isinstance(masks, Masks) else None, features, grid)
-        kinds = [masks] if isinstance(masks, Masks) else masks
+            return draw_latents(images, drawn if isinstance(drawn, Masks) else None, features, grid)
+        kinds = [drawn] if isinstance(drawn, Masks) else drawn
         return draw_clips(images.unsqueeze(2) if images.ndim == 4 else images, kinds, features, grid)
 
 
@@ -130,15 +135,15 @@ class NeighbourPictures(Pictures):
 
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """Of each image a row."""
-        tokens = predictions(outputs)[0].features[: self.num_images].float()
+        tokens = outputs["latents"].features.values[: self.num_images].float()
         tokens = F.layer_norm(tokens, tokens.shape[-1:])
         with torch.no_grad():
             picked, exists = pl_module.target_head.neighbours(tokens)
             aggregated = pl_module.target_head.neighbourhoods(tokens)
-        hidden = outputs["masks"].targets[: self.num_images].flatten(1)
+        hidden = outputs["drawn"].targets[: self.num_images].flatten(1)
         likeness = F.cosine_similarity(tokens, tokens.mean(1, keepdim=True), dim=-1)
         patch = hidden.gather(1, likeness.gather(1, hidden).argmin(1, keepdim=True)).squeeze(1)
-        grid = pl_module.context_encoder.grid
+        grid = pl_module.grid
         return draw_neighbours(images, patch, picked, exists, (tokens, aggregated), grid)
 
 

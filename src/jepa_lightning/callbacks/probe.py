@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,17 +12,17 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of, predictions
-
-Source = Literal["features", "observation"]
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.step import Latents, Tokens
 
 
 class Probe(pl.Callback):
     """What the online probes share: their input, their labels and their accuracy on the validation or test data.
 
-    A probe reads the features that the step has computed anyway, the mean of the target encoder's tokens, and never
-    touches the module: its own weights live in the callback's state in the checkpoint. Images of class -1 have no
-    label: they teach it nothing and are not counted.
+    A probe reads the features that the step has computed anyway, of most methods the mean of the target encoder's
+    tokens, and never touches the module: its own weights live in the callback's state in the checkpoint. Images of
+    class -1 (or -100) have no label: they teach it nothing and are not counted.
 
     Where the label is a map of classes `[B, H, W]`, the probe is a dense one: it reads single tokens, and the class of
     a token is the most frequent one of its patch. Beside the accuracy it logs `miou`, the intersection over union of
@@ -30,15 +30,14 @@ class Probe(pl.Callback):
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
-        label: the field of the batch (a NamedTuple) that holds the class; the batch's second item without.
-        source: `features`, or `observation` for the raw input, the baseline that features have to pass.
+        label: the field of the batch that holds the class; the first label without.
+        source: `features`; an embedding of the step by its name, such as `context`; or `observation` for the raw input,
+            the baseline that features have to pass.
     """
 
     dense = True  # whether it can read single tokens
 
-    def __init__(self, name: str, label: str | None = None, source: Source = "features") -> None:
-        if source not in ("features", "observation"):
-            raise ValueError(f"source must be 'features' or 'observation', got {source!r}")
+    def __init__(self, name: str, label: str | None = None, source: str = "features") -> None:
         self.name = name
         self.label = label
         self.source = source
@@ -58,9 +57,9 @@ class Probe(pl.Callback):
     def predict(self, inputs: Tensor) -> Tensor:
         """The answers to inputs `[B, D]`: classes `[B]`."""
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """What the probe reads of the tokens `[B, N, D]` of an image: their mean, `[B, D]`."""
-        return tokens.mean(1)
+    def pool(self, tokens: Tokens) -> Tensor:
+        """What the probe reads of the tokens of an image: one vector, `[B, D]`."""
+        return tokens.pooled()
 
     @property
     @abstractmethod
@@ -98,19 +97,16 @@ class Probe(pl.Callback):
     ) -> None:
         """Score the answers on held-out images; in the sanity check before the first step, look at the labels only."""
         if trainer.sanity_checking:
-            self.check(self._read(pl_module, outputs, batch)[1])
+            self._read(pl_module, outputs, batch)
         elif self._fitted:
             inputs, labels = self._read(pl_module, outputs, batch)
-            self.score(self.predict(inputs), labels, dense=len(labels) > len(batch[0]))
+            self.score(self.predict(inputs), labels, dense=len(labels) > len(self._observation(pl_module, batch)))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the scores over the validation data of all processes."""
         if not trainer.sanity_checking and self._fitted:
             for name, value in self.scores().items():
                 pl_module.log(f"probe/{self.name}/{name}", value, prog_bar=name != "miou")
-
-    def check(self, labels: Tensor) -> None:
-        """Raise a ValueError for labels that the probe cannot learn."""
 
     def reset(self, device: torch.device) -> None:
         """Forget the scores."""
@@ -150,30 +146,47 @@ class Probe(pl.Callback):
         """The same of the test data."""
         self.on_validation_epoch_end(trainer, pl_module)
 
-    def _label(self, batch: Any) -> Tensor:
+    def _observation(self, pl_module: Any, batch: Any) -> Tensor:
+        return batches.observations(batch, pl_module.reads)[0]
+
+    def _label(self, pl_module: Any, batch: Any) -> Tensor:
+        """The label of a batch, checked."""
         try:
-            return label_of(batch, self.label)
+            return self.checked(batches.label(batch, self.label, pl_module.reads))
         except ValueError as error:
             raise ValueError(f"the probe {self.name!r}: {error}") from error
 
+    def checked(self, label: Tensor) -> Tensor:
+        """A label as the probe takes it: classes.
+
+        Raises:
+            ValueError: one of another kind, or out of range.
+        """
+        return batches.classes(label, maps=self.dense)
+
+    def _tokens(self, latents: Latents) -> Tokens:
+        """The embedding that the probe reads."""
+        if self.source == "features" and latents.features is not None:
+            return latents.features
+        if self.source not in latents.embeddings:
+            names = ["observation", *(["features"] if latents.features is not None else []), *latents.embeddings]
+            raise ValueError(
+                f"the probe {self.name!r} reads {self.source!r}, which this method does not have: choose its source "
+                f"among {', '.join(names)}"
+            )
+        return latents.embeddings[self.source]
+
     def _read(self, pl_module: Any, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
-        labels = self._label(batch)
-        if labels.ndim not in ((1, 3) if self.dense else (1,)) or labels.is_floating_point():
-            raise ValueError(
-                f"the probe {self.name!r} wants one class an image, integers [B]"
-                + (", or one a pixel, [B, H, W]" if self.dense else "")
-                + f", got {labels.dtype} {list(labels.shape)}"
-            )
-        labels = labels.long()
-        inputs = batch[0] if self.source == "observation" else predictions(outputs)[0].features
-        if labels.ndim == 1:
-            return (inputs.flatten(1) if self.source == "observation" else self.pool(inputs)).float(), labels
-        grid = pl_module.context_encoder.grid
+        labels, observation = self._label(pl_module, batch), self._observation(pl_module, batch)
+        raw = self.source == "observation"
+        if labels.ndim < 3:
+            inputs = observation.flatten(1) if raw else self.pool(self._tokens(outputs["latents"]))
+            return inputs.float(), labels
+        grid = pl_module.context_encoder.grid_of(observation)
         if len(grid) != 2:
             raise ValueError(f"the probe {self.name!r} reads maps of classes of images, not of clips of {grid} tokens")
-        if self.source == "observation":
-            inputs = patches(inputs, grid)
+        inputs = patches(observation, grid) if raw else self._tokens(outputs["latents"]).values
         return inputs.flatten(0, 1).float(), patches(labels.unsqueeze(1), grid).flatten(0, 1).mode(1).values
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from jepa_lightning.callbacks.step import predictions
+from jepa_lightning import batches
 
 
 class Throughput(pl.Callback):
@@ -45,11 +45,9 @@ class Throughput(pl.Callback):
         """Leave the time of a validation out."""
         self._restart()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch; at the end of a window, log."""
-        self._images += len(predictions(outputs)[0].context)
+        self._images += len(batches.observations(batch, pl_module.reads)[0])
         self._batches += 1
         if self._batches == self.window:
             rate = self._images * trainer.world_size / (time.perf_counter() - self._since)

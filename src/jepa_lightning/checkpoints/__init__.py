@@ -4,14 +4,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from jepa_lightning.checkpoints.encoder import load_encoder
+from jepa_lightning.checkpoints.files import Networks
 from jepa_lightning.checkpoints.hugging_face import save_for_transformers
-from jepa_lightning.checkpoints.reading import (
-    Networks,
-    check_positions,
-    load_encoder,
-    load_networks,
-    read_networks,
-)
+from jepa_lightning.checkpoints.networks import check_positions, load_networks, read_networks, start_from
 from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
 from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
 from jepa_lightning.networks import VisionTransformer
@@ -26,6 +22,7 @@ __all__ = [
     "read_networks",
     "save_for_timm",
     "save_for_transformers",
+    "start_from",
     "video_transformer_sizes",
     "vision_transformer_sizes",
 ]

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from jepa_lightning.checkpoints.sizes import StateDict
-from jepa_lightning.networks import VideoPredictor, VideoTransformer, VisionTransformer
+from jepa_lightning.checkpoints.files import StateDict
+from jepa_lightning.networks import Predictor, VideoTransformer, VisionTransformer
 
 IJEPA_ENCODER = {
     "pos_embed": "embeddings.position_embeddings",
@@ -49,7 +49,7 @@ VJEPA2_PREDICTOR = {
 
 
 def save_for_transformers(
-    encoder: VisionTransformer | VideoTransformer, folder: str | Path, predictor: VideoPredictor | None = None
+    encoder: VisionTransformer | VideoTransformer, folder: str | Path, predictor: Predictor | None = None
 ) -> None:
     """Write an encoder as a folder that `transformers` loads.
 
@@ -99,7 +99,7 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, StateDict], dict[str, Any
         tokens = states["predictor"].pop("mask_tokens")
         states["predictor"] |= {f"mask_tokens.{index}": token for index, token in enumerate(tokens)}
     options = {"image_size": config["crop_size"], "num_heads": config["num_attention_heads"]}
-    return states, {**options, "num_frames": config["frames_per_clip"], "official": True}
+    return states, {**options, "num_frames": config["frames_per_clip"], "positions": "tiled_rope"}
 
 
 def _ijepa(encoder: VisionTransformer) -> tuple[dict[str, Any], StateDict]:
@@ -120,8 +120,8 @@ def _ijepa(encoder: VisionTransformer) -> tuple[dict[str, Any], StateDict]:
     }, _to(state, IJEPA_ENCODER)
 
 
-def _vjepa2(encoder: VideoTransformer, predictor: VideoPredictor | None) -> tuple[dict[str, Any], StateDict]:
-    tubelet, patch, other_patch = encoder.tubelet
+def _vjepa2(encoder: VideoTransformer, predictor: Predictor | None) -> tuple[dict[str, Any], StateDict]:
+    tubelet, patch, other_patch = encoder.patch_embed.patch
     length, rows, columns = encoder.grid
     if encoder.positions != "tiled_rope":
         raise ValueError(
@@ -129,7 +129,7 @@ def _vjepa2(encoder: VideoTransformer, predictor: VideoPredictor | None) -> tupl
             f"{encoder.positions}: its features would differ"
         )
     if patch != other_patch or rows != columns:
-        raise ValueError(f"transformers' V-JEPA 2 takes square frames and patches, not {encoder.tubelet} in a "
+        raise ValueError(f"transformers' V-JEPA 2 takes square frames and patches, not {encoder.patch_embed.patch} in a "
                          f"{encoder.grid} grid")  # fmt: skip
     state = encoder.state_dict()
     config = {

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_lightning.networks.tokens import sincos_positions
-
-StateDict = dict[str, Tensor]
+from jepa_lightning.checkpoints.files import StateDict
+from jepa_lightning.errors import UnknownEncoderError
+from jepa_lightning.networks.positions import sincos_positions
 
 # Published widths and their heads, which no shape tells. The giant differs between images and videos.
 PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
@@ -114,7 +114,7 @@ def _expect(state: StateDict, dimensions: int, *further: str) -> None:
         )
     needed = {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", *further}
     if found != dimensions or not needed <= set(state):
-        raise ValueError(
+        raise UnknownEncoderError(
             f"this encoder is no vision transformer of ours, its weights are named {', '.join(list(state)[:4])}, …: "
             "take it from its own module, MyModule.load_from_checkpoint(path).target_encoder"
         )

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
 from jepa_lightning.checkpoints import load_encoder
-from jepa_lightning.evaluation.frozen import checked_classes
+from jepa_lightning.clock import clock
 from jepa_lightning.schedules import warmup_cosine
 
 
@@ -47,7 +48,7 @@ class FineTuning(pl.LightningModule):
     Args:
         encoder: the checkpoint that the encoder starts from: anything that `load_encoder` reads.
         num_classes: number of classes.
-        label: the field of the batch that holds the class; the batch's second item without. Samples of class -1 have
+        label: the field of the batch that holds the class; the first label without. Samples of class -1 have
             no label and do not count.
         lr: learning rate of the head.
         layer_decay: rate of a layer over that of the next, in (0, 1].
@@ -86,14 +87,14 @@ class FineTuning(pl.LightningModule):
         self.save_hyperparameters()
         network = load_encoder(encoder, **(encoder_options or {}))
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name != "pos_embed")
+            parameter.requires_grad_(name != "pos_embed" or getattr(network, "positions", "sincos") == "learned")
         self.classifier = Classifier(network.train(), network.embed_dim, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED)
 
     def read(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The logits and labels of a batch."""
-        label = checked_classes(label_of(batch, self.hparams.label), self.hparams.num_classes, 1)
-        return self.classifier(batch[0]), label
+        label = batches.classes(batches.label(batch, self.hparams.label), self.hparams.num_classes)
+        return self.classifier(batches.observations(batch)[0]), label
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy with smoothed labels."""
@@ -115,7 +116,7 @@ class FineTuning(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a rate for each layer."""
-        hparams, total = self.hparams, self.trainer.estimated_stepping_batches
+        hparams, total = self.hparams, clock(self.trainer).total
         groups = param_groups_layer_decay(self.classifier, hparams.weight_decay, layer_decay=hparams.layer_decay)
         for group in groups:
             group["lr"] = hparams.lr * group.pop("lr_scale")

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
 from jepa_lightning.checkpoints import load_encoder
+from jepa_lightning.networks import Transformer
 
 
 class FrozenEncoder(nn.Module):
@@ -33,13 +35,12 @@ class FrozenEncoder(nn.Module):
     def __init__(self, path: str, layers: int = 1, options: dict[str, Any] | None = None) -> None:
         super().__init__()
         encoder = load_encoder(path, **(options or {}))
-        if not 1 <= layers <= len(encoder.blocks):
-            raise ValueError(f"{path} has {len(encoder.blocks)} blocks: its last {layers} cannot be read")
-        self.encoder = encoder
-        self.embed_dim, self.num_heads, self.grid = encoder.embed_dim, encoder.num_heads, encoder.grid
-        self._tokens: list[Tensor] = []
-        for block in list(encoder.blocks)[-layers:]:
-            block.register_forward_hook(lambda _block, _inputs, tokens: self._tokens.append(tokens))
+        self.depth = len(encoder.blocks) if isinstance(encoder, Transformer) else 1  # of others the last one is read
+        if not 1 <= layers <= self.depth:
+            raise ValueError(f"{path} has {self.depth} blocks that can be read: its last {layers} cannot")
+        self.encoder, self.layers = encoder, layers
+        self.embed_dim, self.num_heads = encoder.embed_dim, getattr(encoder, "num_heads", None)
+        self.grid: tuple[int, ...] = encoder.grid if isinstance(encoder, Transformer) else ()
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stay in evaluation mode."""
@@ -48,11 +49,22 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Images or clips to the tokens `[B, layers, N, D]` of the last blocks, each after the encoder's norm."""
-        self._tokens.clear()
-        self.encoder(x)
-        tokens = torch.stack([self.encoder.norm(tokens) for tokens in self._tokens], 1)
-        self._tokens.clear()
-        return tokens
+        encoder = self.encoder
+        if not isinstance(encoder, Transformer):
+            return encoder(x).unsqueeze(1)
+        several = encoder.layers(encoder.tokens(x), range(-self.layers, 0), grid=encoder.grid_of(x))
+        return torch.stack([encoder.norm(tokens) if encoder.norm_first else tokens for tokens in several], 1)
+
+
+class Width(nn.Module):
+    """In place of the encoder of a probe whose features are computed before: it only says how wide they are."""
+
+    num_heads: int | None = None
+    grid: tuple[int, ...] = ()
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
 
 
 class Features(NamedTuple):
@@ -75,24 +87,30 @@ class FrozenProbe(pl.LightningModule):
     which names their file.
 
     Args:
-        encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
+        encoder: the checkpoint whose encoder is probed, see `FrozenEncoder`; or the `Width` of features that are computed
+            before.
         encoder_options: of `FrozenEncoder`.
-        label: the field of the batch that is read off the features; the batch's second item without.
+        label: the field of the batch that is read off the features; the first label without.
         num_layers: number of blocks of the encoder that are read, from the last one back.
     """
 
     hparams: Any
+    encoder: Any
     scores: Any
     names: list[str]  # of the contenders
     chosen: Tensor
     score: str  # the name of what they are compared by, the higher the better
 
     def __init__(
-        self, encoder: str, encoder_options: dict[str, Any] | None, label: str | None, num_layers: int
+        self, encoder: str | Width, encoder_options: dict[str, Any] | None, label: str | None, num_layers: int
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.encoder = FrozenEncoder(encoder, num_layers, encoder_options)
+        if isinstance(encoder, Width):
+            self.save_hyperparameters(ignore=["encoder"])
+            self.encoder = encoder
+        else:
+            self.save_hyperparameters()
+            self.encoder = FrozenEncoder(encoder, num_layers, encoder_options)
         self.strict_loading = False  # checkpoints lack the encoder
         self.label = label
         self.register_buffer("chosen", torch.zeros((), dtype=torch.long))
@@ -132,8 +150,8 @@ class FrozenProbe(pl.LightningModule):
         """
         if isinstance(batch, Features):
             return batch.features, self.checked(batch.label)
-        label = self.checked(label_of(batch, self.label))
-        return self.pool(self.encoder(batch[0])), label
+        label = self.checked(batches.label(batch, self.label))
+        return self.pool(self.encoder(batches.observations(batch)[0])), label
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Score every contender."""
@@ -182,18 +200,4 @@ class OfClasses(FrozenProbe):
 
     def checked(self, label: Tensor) -> Tensor:
         """Integers `[B]` below the number of classes."""
-        return checked_classes(label, self.hparams.num_classes, 1)
-
-
-def checked_classes(label: Tensor, num_classes: int, ndim: int) -> Tensor:
-    """Labels that are classes, as int64.
-
-    Raises:
-        ValueError: labels of another shape or type, or out of range.
-    """
-    if label.ndim != ndim or label.is_floating_point():
-        wanted = "one class a sample, integers [B]" if ndim == 1 else "maps of classes, integers [B, H, W]"
-        raise ValueError(f"expected {wanted}, got {label.dtype} {list(label.shape)}")
-    if label.numel() and not UNLABELLED <= int(label.min()) <= int(label.max()) < num_classes:
-        raise ValueError(f"labels from {int(label.min())} to {int(label.max())} do not fit num_classes={num_classes}")
-    return label.long()
+        return batches.classes(label, self.hparams.num_classes)

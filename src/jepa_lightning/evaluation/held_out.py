@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
-from jepa_lightning.callbacks.step import UNLABELLED, label_of
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
 
 
 def choose(
@@ -53,7 +54,7 @@ class HeldOut(pl.LightningDataModule):
         share: of the training set that validates, in (0, 1).
         fraction: of the rest that is trained on, in (0, 1], drawn at random: 0.01 for the usual 1 %.
         shots: or so many samples of each class. The training set is read once to find them.
-        label: the field of the batch that holds the class of the shots; the batch's second item without.
+        label: the field of the batch that holds the class of the shots; the first label without.
         seed: of the split and of the order of the training batches.
 
     Raises:
@@ -100,7 +101,7 @@ class HeldOut(pl.LightningDataModule):
             )
         labels = torch.zeros(len(dataset), dtype=torch.long)
         if self.shots is not None:
-            labels = torch.cat([label_of(batch, self.label) for batch in self._over(range(len(dataset)))])
+            labels = torch.cat([batches.label(batch, self.label) for batch in self._over(range(len(dataset)))])
             if len(labels) != len(dataset):
                 raise ValueError(f"{len(labels)} labels for {len(dataset)} training samples: give one clip a video")
         generator = Generator().manual_seed(self.seed)

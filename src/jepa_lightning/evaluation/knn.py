@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lightning.callbacks.knn import vote
-from jepa_lightning.callbacks.step import UNLABELLED
-from jepa_lightning.evaluation.frozen import OfClasses
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.evaluation.frozen import OfClasses, Width
 
 
 class KNNProbe(OfClasses):
@@ -25,7 +25,7 @@ class KNNProbe(OfClasses):
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
         num_classes: number of classes.
-        label: the field of the batch that holds the class; the batch's second item without.
+        label: the field of the batch that holds the class; the first label without.
         k: numbers of neighbours that vote.
         temperature: of the votes, above zero.
         encoder_options: of `FrozenEncoder`.
@@ -41,7 +41,7 @@ class KNNProbe(OfClasses):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         num_classes: int,
         label: str | None = None,
         k: Sequence[int] = (10, 20, 100, 200),

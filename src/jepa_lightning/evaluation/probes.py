@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric, R2Score
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from jepa_lightning.callbacks.step import UNLABELLED
-from jepa_lightning.evaluation.frozen import OfClasses, checked_classes
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.evaluation.frozen import OfClasses, Width
 from jepa_lightning.evaluation.sweep import Sweep
 from jepa_lightning.networks import AttentivePooler
 from jepa_lightning.networks.label_scale import LabelScale
@@ -63,7 +64,7 @@ class LinearProbe(OfClasses, Sweep):
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
         num_classes: number of classes.
-        label: the field of the batch that holds the class; the batch's second item without.
+        label: the field of the batch that holds the class; the first label without.
         layers: numbers of last layers that heads are on.
         optimizer: `lars` or `adamw`.
         lrs: learning rates.
@@ -78,7 +79,7 @@ class LinearProbe(OfClasses, Sweep):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         num_classes: int,
         label: str | None = None,
         layers: Sequence[int] = (1, 4),
@@ -123,7 +124,7 @@ class AttentiveProbe(OfClasses, Sweep):
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
         num_classes: number of classes.
-        label: the field of the batch that holds the class; the batch's second item without.
+        label: the field of the batch that holds the class; the first label without.
         depth: blocks of the pooler: 1 as in V-JEPA, 4 as in V-JEPA 2.
         num_heads: attention heads a block; the encoder's by default.
         lrs: learning rates.
@@ -138,7 +139,7 @@ class AttentiveProbe(OfClasses, Sweep):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         num_classes: int,
         label: str | None = None,
         depth: int = 4,
@@ -181,7 +182,7 @@ class SegmentationProbe(Sweep):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         num_classes: int,
         label: str | None = None,
         lrs: Sequence[float] = (1e-3, 1e-2),
@@ -217,7 +218,9 @@ class SegmentationProbe(Sweep):
 
     def checked(self, label: Tensor) -> Tensor:
         """Integers `[B, H, W]` below the number of classes."""
-        return checked_classes(label, self.hparams.num_classes, 3)
+        if label.ndim != 3:
+            raise ValueError(f"expected maps of classes, integers [B, H, W], got {label.dtype} {list(label.shape)}")
+        return batches.classes(label, self.hparams.num_classes, maps=True)
 
 
 class RegressionProbe(Sweep):
@@ -227,7 +230,7 @@ class RegressionProbe(Sweep):
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
         num_outputs: numbers that are predicted, the first so many of the flattened label: 2 for the place (x, y) of the
             first of several objects.
-        label: the field of the batch that holds the numbers `[B, ...]`; the batch's second item without.
+        label: the field of the batch that holds the numbers `[B, ...]`; the first label without.
         layers: numbers of last layers that heads are on.
         lrs: learning rates of AdamW.
         weight_decays: weight decays.
@@ -244,7 +247,7 @@ class RegressionProbe(Sweep):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         num_outputs: int = 1,
         label: str | None = None,
         layers: Sequence[int] = (1, 4),
@@ -280,8 +283,4 @@ class RegressionProbe(Sweep):
 
     def checked(self, label: Tensor) -> Tensor:
         """The first numbers of each sample, `[B, num_outputs]`."""
-        numbers = label.flatten(1) if label.ndim > 1 else label.unsqueeze(1)
-        wanted = numbers[:, : self.hparams.num_outputs].float()
-        if wanted.shape[1] < self.hparams.num_outputs or not wanted.isfinite().all():
-            raise ValueError(f"expected {self.hparams.num_outputs} finite numbers a sample, got {list(label.shape)}")
-        return wanted
+        return batches.numbers(label, self.hparams.num_outputs)

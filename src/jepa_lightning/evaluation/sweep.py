@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from jepa_lightning.callbacks.step import UNLABELLED
-from jepa_lightning.evaluation.frozen import FrozenProbe
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.clock import clock
+from jepa_lightning.evaluation.frozen import FrozenProbe, Width
 from jepa_lightning.schedules import cosine
 
 
@@ -27,7 +28,7 @@ class Sweep(FrozenProbe):
     Args:
         encoder: the checkpoint whose encoder is probed; see `FrozenEncoder`.
         encoder_options: of `FrozenEncoder`.
-        label: the field of the batch that is read off the features; the batch's second item without.
+        label: the field of the batch that is read off the features; the first label without.
         num_layers: number of blocks of the encoder that are read, from the last one back.
         lrs: learning rates.
         weight_decays: weight decays; every kind of head is trained with each pair of a rate and a decay.
@@ -35,7 +36,7 @@ class Sweep(FrozenProbe):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Width,
         encoder_options: dict[str, Any] | None,
         label: str | None,
         num_layers: int,
@@ -81,7 +82,7 @@ class Sweep(FrozenProbe):
             for head, (lr, decay) in zip(self.heads, self.settings, strict=True)
         ]
         optimizer, factor = self.build_optimizer(groups), self.factor
-        total = self.trainer.estimated_stepping_batches
+        total = clock(self.trainer).total
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, lambda step: factor(step / total)), "interval": "step"},

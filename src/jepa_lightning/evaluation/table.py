@@ -6,7 +6,7 @@ import csv
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 from rich.table import Table
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from jepa_lightning.callbacks.step import UNLABELLED
-from jepa_lightning.checkpoints import load_encoder
-from jepa_lightning.evaluation.frozen import Features, FrozenEncoder
+from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.evaluation.frozen import Features, FrozenEncoder, Width
 from jepa_lightning.evaluation.held_out import HeldOut, choose
 from jepa_lightning.evaluation.knn import KNNProbe
 from jepa_lightning.evaluation.probes import (
@@ -63,7 +64,7 @@ class _Encoded(NamedTuple):
     """Of a data set, the means of the last L blocks' tokens, the tokens of the last block, and the labels by name."""
 
     pooled: Tensor  # [N, L, D]
-    tokens: Tensor  # [N, T, D]
+    tokens: Tensor | None  # [N, T, D]; of a module's features None
     labels: dict[str, Tensor]  # [N, ...]
 
 
@@ -90,7 +91,7 @@ class _Plan(NamedTuple):
 
 
 def evaluate(
-    encoder: str,
+    encoder: str | Any,
     data: pl.LightningDataModule,
     num_train: int = 10_000,
     steps: int = 1_000,
@@ -110,7 +111,8 @@ def evaluate(
     each sample, all test samples included.
 
     Args:
-        encoder: the checkpoint: anything that `load_encoder` reads.
+        encoder: the checkpoint: anything that `load_encoder` reads; or a `JEPA`, of whose `features` the pooled ones are
+            read, without attentive probe and segmentation.
         data: a DataModule of labelled batches with training and test data.
         num_train: training samples that probes are fitted on, at most.
         steps: of a probe's training, on batches of 256.
@@ -128,26 +130,36 @@ def evaluate(
     split.prepare_data()
     split.setup("fit")
     split.setup("test")
-    first = next(iter(split.val_dataloader()))
-    if isinstance(first, Tensor) or len(first) < 2:
+    first, reads = next(iter(split.val_dataloader())), () if isinstance(encoder, str) else encoder.reads
+    if not batches.labels(first, reads):
         raise ValueError(f"the batches of {type(data).__name__} have no labels to be read off the features")
-    size = first[0].shape[2:]
-    options: dict[str, Any] = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
-    options |= encoder_options or {}
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
-        depth = len(load_encoder(encoder, **options).blocks)
-        encoders = [FrozenEncoder(encoder, min(4, depth), options).to(device) for _ in range(2)]
-        encoders[1].encoder.init_weights()
+        readers: list[_Reader]
+        options = dict(encoder_options or {})
+        if isinstance(encoder, str):
+            size = batches.observations(first)[0].shape[2:]
+            options = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {}) | options
+            frozen = [FrozenEncoder(encoder, 1, options) for _ in range(2)]
+            for each in frozen:
+                each.layers = min(4, each.depth)
+            frozen[1].encoder.init_weights()
+            readers = [partial(_encoder_features, each.to(device)) for each in frozen]
+            grid = frozen[0].grid
+        else:
+            modules = [encoder, type(encoder)(**encoder.hparams)]
+            readers = [partial(_module_features, each.to(device).eval()) for each in modules]
+            grid = ()
         parts = {
-            "train": _encode(encoders, split.train_dataloader(), num_train),
-            "val": _encode(encoders, split.val_dataloader(), num_train),
-            "test": _encode(encoders, split.test_dataloader()),
+            "train": _encode(readers, split.train_dataloader(), reads, device, num_train),
+            "val": _encode(readers, split.val_dataloader(), reads, device, num_train),
+            "test": _encode(readers, split.test_dataloader(), reads, device),
         }
+        probed = encoder if isinstance(encoder, str) else Width(parts["test"][0].pooled.shape[-1])
         readings = []
         for label, answers in parts["test"][0].labels.items():
             classes = 1 + max(int(each[0].labels[label].nan_to_num().max()) for each in parts.values())
-            for plan in _plans(encoder, options, encoders[0].grid, parts["train"][0], label, classes):
+            for plan in _plans(probed, options, grid, parts["train"][0], label, classes):
                 probe, baseline = plan.build(), plan.build()
                 value = _score(probe, _samples(parts, 0, plan, label), steps, accelerator)
                 untrained = _score(baseline, _samples(parts, 1, plan, label), steps, accelerator)
@@ -166,33 +178,49 @@ def evaluate(
         return readings
 
 
+_Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+
+def _encoder_features(encoder: FrozenEncoder, batch: Any) -> tuple[Tensor, Tensor]:
+    tokens = encoder(batches.observations(batch)[0])
+    return tokens.mean(2), tokens[:, -1]
+
+
+def _module_features(module: Any, batch: Any) -> tuple[Tensor, None]:
+    return module.features(batch).pooled().unsqueeze(1), None
+
+
 @torch.no_grad()
-def _encode(encoders: list[FrozenEncoder], loader: Any, limit: int | None = None) -> list[_Encoded]:
-    """Encode the first samples that a loader gives, by each encoder."""
-    device = next(encoders[0].parameters()).device
-    pooled: list[list[Tensor]] = [[] for _ in encoders]
-    last: list[list[Tensor]] = [[] for _ in encoders]
-    labels, count = [], 0
+def _encode(
+    readers: list[_Reader], loader: Any, reads: Sequence[str], device: torch.device, limit: int | None = None
+) -> list[_Encoded]:
+    """Encode the first samples that a loader gives, by each reader."""
+    pooled: list[list[Tensor]] = [[] for _ in readers]
+    last: list[list[Tensor]] = [[] for _ in readers]
+    labels: dict[str, list[Tensor]] = {}
+    count = 0
     for batch in loader:
-        for number, encoder in enumerate(encoders):
-            tokens = encoder(batch[0].to(device))
-            pooled[number].append(tokens.mean(2).cpu())
-            last[number].append(tokens[:, -1].cpu())
-        labels.append(batch[1:])
-        count += len(batch[0])
+        there = move_data_to_device(batch, device)
+        for number, reader in enumerate(readers):
+            means, tokens = reader(there)
+            pooled[number].append(means.float().cpu())
+            if tokens is not None:
+                last[number].append(tokens.cpu())
+        for name, label in batches.labels(batch, reads).items():
+            if isinstance(label, Tensor):
+                labels.setdefault(name, []).append(label)
+        count += len(pooled[0][-1])
         if limit is not None and count >= limit:
             break
-    names = getattr(batch, "_fields", ("observation", "label"))[1:]
-    columns = [torch.cat(column)[:limit] for column in zip(*labels, strict=True)]
-    by_name = dict(zip(names, columns, strict=True))
+    by_name = {name: torch.cat(column)[:limit] for name, column in labels.items()}
     return [
-        _Encoded(torch.cat(pool)[:limit], torch.cat(tokens)[:limit], by_name)
-        for pool, tokens in zip(pooled, last, strict=True)
+        _Encoded(torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name)
+        for means, tokens in zip(pooled, last, strict=True)
     ]
 
 
 def _plans(
-    encoder: str, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str, classes: int
+    encoder: str | Width, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str, classes: int
 ) -> Iterator[_Plan]:
     """The probes that suit a label: one class a sample, a map of classes, or numbers; others have none."""
     known, layers = train.labels[label], sorted({1, train.pooled.shape[1]})
@@ -216,7 +244,8 @@ def _plans(
         yield _Plan(name, linear, "pooled", choose(known, Generator().manual_seed(0), **few)[0])
     rates: dict[str, Any] = {"lrs": [3e-4, 1e-3], "weight_decays": [0.01]}
     attentive = partial(AttentiveProbe, encoder, classes, depth=1, **rates, encoder_options=options)
-    yield _Plan("attentive", attentive, "tokens", labelled)
+    if train.tokens is not None:
+        yield _Plan("attentive", attentive, "tokens", labelled)
     yield _Plan("kNN", partial(KNNProbe, encoder, classes, encoder_options=options), "pooled", labelled)
 
 

@@ -1,7 +1,21 @@
 """Distances between predicted and target embeddings, and regularisers that keep embeddings from collapsing."""
 
-from jepa_lightning.losses.distances import Distance, latent_distance
-from jepa_lightning.losses.sigreg import SIGReg
-from jepa_lightning.losses.vicreg import VICReg
+from jepa_lightning.losses.distances import (
+    Distance,
+    token_distance,
+    weight_of,
+    weighted_over_ranks,
+)
+from jepa_lightning.losses.sigreg import SIGReg, sigreg
+from jepa_lightning.losses.vicreg import VICReg, vicreg_terms
 
-__all__ = ["Distance", "SIGReg", "VICReg", "latent_distance"]
+__all__ = [
+    "Distance",
+    "SIGReg",
+    "VICReg",
+    "sigreg",
+    "token_distance",
+    "vicreg_terms",
+    "weight_of",
+    "weighted_over_ranks",
+]

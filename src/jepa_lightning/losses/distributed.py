@@ -15,19 +15,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     Every rank then computes the same loss of the whole batch. The gradients that come back are added up over ranks, and
     DDP takes the mean of them: what is left is the gradient of one process with the whole batch.
     """
-    return _SumOverRanks.apply(values) if _ranks() > 1 else values
+    return _SumOverRanks.apply(values) if num_ranks() > 1 else values
 
 
 def check_batch(samples: int) -> None:
     """Raise a ValueError if all ranks together have a single sample: there is nothing to tell it apart from."""
-    if samples * _ranks() < 2:
+    if samples * num_ranks() < 2:
         raise ValueError(
             "a regulariser that keeps samples apart cannot train on a batch of one: raise the batch_size or, if this "
             "is what is left over at the end of an epoch, give the DataLoader drop_last=True"
         )
 
 
-def _ranks() -> int:
+def num_ranks() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-PART = 1024  # images drawn at a time on a CPU: larger temporaries cost more in page faults than in sums
+from jepa_lightning.draws import Rng
+
 ATTEMPTS = 4  # sets of target blocks drawn for an image that is to have room for its context
 
 
@@ -76,7 +77,7 @@ class MultiBlockMasking:
 
     Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
 
-    >>> masks = MultiBlockMasking()(8, (14, 14), generator=torch.Generator().manual_seed(0))
+    >>> masks = MultiBlockMasking()(8, (14, 14), rng=Rng(0, batch_size=8))
     >>> masks.context.shape, masks.targets.shape
     (torch.Size([8, 49]), torch.Size([8, 4, 29]))
     """
@@ -108,36 +109,40 @@ class MultiBlockMasking:
         self.min_keep = min_keep
         self.official = official
 
-    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
-        """Draw the masks of a batch, on the generator's device.
+    def __call__(
+        self, batch_size: int, grid: Sequence[int], lengths: Tensor | None = None, rng: Rng | None = None
+    ) -> Masks:
+        """Draw the masks of a batch, on the device of `rng`.
 
         Args:
             batch_size: number of images B.
             grid: `(rows, columns)` of the token grid.
-            generator: source of all randomness; torch's default one without.
+            lengths: not of images, which all have the whole grid.
+            rng: source of all randomness; without it, one seeded by torch's default generator.
 
         Raises:
             ValueError: blocks that do not fit the grid, or more context tokens than the targets leave.
         """
-        generator = generator or torch.default_generator
+        rng = checked(rng, batch_size, lengths)
         if self.official:
-            return self._official(batch_size, grid, generator)
-        if batch_size > PART and generator.device.type == "cpu":
-            sizes = [min(PART, batch_size - start) for start in range(0, batch_size, PART)]
-            return Masks(*map(torch.cat, zip(*(self(size, grid, generator) for size in sizes), strict=True)))
+            return on_device(self._official(batch_size, grid, rng.generator()), rng)
         context_tokens, target_tokens = self._token_counts(grid)
-        block = self._draw_blocks((batch_size, 1), grid, self.context_scale, (1.0, 1.0), 1, generator)
-        blocks, preference = self._targets_with_room(block, grid, context_tokens, target_tokens, generator)
+        per_block, tokens = 4, grid[0] * grid[1]
+        counts = (per_block, ATTEMPTS * self.num_targets * per_block, self.num_targets, tokens)
+        of_context, of_targets, of_starts, of_choice = rng.sample(sum(counts)).split(counts, dim=1)
+        block = self._blocks(of_context.unsqueeze(1), grid, self.context_scale, (1.0, 1.0), 1)
+        attempts = of_targets.unflatten(1, (ATTEMPTS, self.num_targets, per_block)).unbind(1)
+        blocks, preference = self._targets_with_room(block, attempts, grid, context_tokens, target_tokens)
 
         # The tokens of a block in raster order, without a run of them that wraps round its end. In floating point, as
         # division is exact for numbers as small as these, and in place, as fresh memory costs more than the sums.
         width, corner = blocks.width.unsqueeze(-1), (blocks.top * grid[1] + blocks.left).unsqueeze(-1)
         area = blocks.height.unsqueeze(-1) * width
-        place = (uniform(area.shape, generator) * area).floor() + torch.arange(target_tokens, device=area.device)
+        place = (of_starts.unsqueeze(-1) * area).floor() + torch.arange(target_tokens, device=area.device)
         place -= (place / area).floor_().mul_(area)
         row = (place / width).floor_()
         targets = row.mul_(grid[1] - width).add_(place).add_(corner).long()
-        return Masks(_random_choice(preference, context_tokens, generator), targets)
+        return Masks(_random_choice(preference, context_tokens, of_choice), targets)
 
     def check(self, grid: Sequence[int]) -> None:
         """Raise a ValueError if masks like these cannot be drawn on a grid."""
@@ -177,39 +182,44 @@ class MultiBlockMasking:
         height, width = _block_sides(area, aspects, grid, target_tokens)
         return int((height * width).max())
 
-    def _draw_blocks(
+    def _blocks(
         self,
-        shape: tuple[int, ...],
+        numbers: Tensor,
         grid: Sequence[int],
         scale: tuple[float, float],
         aspect: tuple[float, float],
         min_tokens: int,
-        generator: Generator,
     ) -> Blocks:
-        area = (uniform(shape, generator, *scale) * (grid[0] * grid[1])).floor()  # as the official code does
-        height, width = _block_sides(area, uniform(shape, generator, *aspect), grid, min_tokens)
-        top = (uniform(shape, generator) * (grid[0] - height + 1)).floor()
-        left = (uniform(shape, generator) * (grid[1] - width + 1)).floor()
+        """Blocks `[...]` from four uniform numbers each, `[..., 4]`."""
+        of_area, of_aspect, of_top, of_left = numbers.unbind(-1)
+        area = (between(of_area, *scale) * (grid[0] * grid[1])).floor()  # as the official code does
+        height, width = _block_sides(area, between(of_aspect, *aspect), grid, min_tokens)
+        top = (of_top * (grid[0] - height + 1)).floor()
+        left = (of_left * (grid[1] - width + 1)).floor()
         return Blocks(top, left, height, width)
 
     def _targets_with_room(
-        self, context: Blocks, grid: Sequence[int], context_tokens: int, target_tokens: int, generator: Generator
+        self,
+        context: Blocks,
+        attempts: Sequence[Tensor],
+        grid: Sequence[int],
+        context_tokens: int,
+        target_tokens: int,
     ) -> tuple[Blocks, Tensor]:
         """Target blocks `[B, M]` that leave at least `context_tokens` free, and what each token then is to the context.
 
-        Rejection sampling without a loop over images: those without room take the next set drawn, and in the last set
-        all blocks of an image are one, so that there always is room. A GPU is not asked whether a set was the last one
-        needed, since the answer would have to be waited for.
+        Rejection sampling without a loop over images: those without room take the next set of numbers `[B, M, 4]`, and
+        in the last set all blocks of an image are one, so that there always is room. A GPU is not asked whether a set
+        was the last one needed, since the answer would have to be waited for.
 
         The second result, `[B, N]`, is 2 for tokens in the context's block `[B, 1]`, 1 outside it, 0 in a target.
         """
-        shape = (len(context.top), self.num_targets)
         context_rows, context_columns = context.sides(grid)
         room: Tensor | None = None
-        for attempt in range(ATTEMPTS):
-            drawn = self._draw_blocks(shape, grid, self.target_scale, self.target_aspect, target_tokens, generator)
-            if attempt == ATTEMPTS - 1:
-                drawn = Blocks(*(side[:, :1].expand(shape) for side in drawn))
+        for attempt, numbers in enumerate(attempts, start=1):
+            drawn = self._blocks(numbers, grid, self.target_scale, self.target_aspect, target_tokens)
+            if attempt == len(attempts):
+                drawn = Blocks(*(side[:, :1].expand_as(side) for side in drawn))
             rows, columns = drawn.sides(grid)
             # One product adds up 1 for the context block and -2 for every target block that a token lies in.
             signs = torch.cat([context_rows.float(), rows.float() * -2], dim=1)
@@ -270,16 +280,12 @@ class MultiBlockMasking:
         return Blocks(top, left, torch.full_like(top, sides[0]), torch.full_like(left, sides[1]))
 
 
-def _random_choice(preference: Tensor, number: int, generator: Generator) -> Tensor:
-    """The indices `[B, number]` of the largest preferences `[B, N]` (int32, 0 to 3), at random among equal ones."""
-    # Keys of preference, noise and index, from the highest bit to the lowest: the largest keys are the choice. The
-    # noise of four tokens comes from one number, as drawing numbers is what takes longest here.
-    batch_size, tokens = preference.shape
-    bits = tokens.bit_length()
-    drawn = torch.empty(batch_size, -(-tokens // 4), dtype=torch.int64, device=generator.device)
-    noise = drawn.random_(generator=generator).view(torch.int16)[:, :tokens].bitwise_and(2 ** min(15, 29 - bits) - 1)
-    keys = noise.int().bitwise_left_shift_(bits)
-    keys += torch.arange(tokens, device=keys.device, dtype=torch.int32)
+def _random_choice(preference: Tensor, number: int, noise: Tensor) -> Tensor:
+    """The indices `[B, number]` of the largest preferences `[B, N]` (int32, 0 to 3), by the noise among equal ones."""
+    # Keys of preference, noise and index, from the highest bit to the lowest: the largest keys are the choice.
+    bits = preference.shape[1].bit_length()
+    keys = (noise * 2 ** min(15, 29 - bits)).int().bitwise_left_shift_(bits)
+    keys += torch.arange(preference.shape[1], device=keys.device, dtype=torch.int32)
     keys += preference.bitwise_left_shift(29)
     if keys.device.type == "cpu":  # where NumPy's partition takes a tenth of the time of torch's topk
         keys.numpy().partition(-number, axis=1)
@@ -289,9 +295,35 @@ def _random_choice(preference: Tensor, number: int, generator: Generator) -> Ten
     return (chosen & (2**bits - 1)).long()
 
 
+def checked(rng: Rng | None, batch_size: int, lengths: Tensor | None = None) -> Rng:
+    """The source of a masking's numbers: the given one if it is for so many samples, a fresh one without.
+
+    Raises:
+        ValueError: one for another number of samples, or lengths for a masking of whole grids.
+    """
+    if lengths is not None:
+        raise ValueError("this masking is for whole grids of tokens: it takes no lengths")
+    rng = rng or Rng.fresh(batch_size)
+    if rng.batch_size != batch_size:
+        raise ValueError(f"the rng draws for {rng.batch_size} samples, but masks are wanted for {batch_size}")
+    return rng
+
+
+def on_device(masks: Masks, rng: Rng) -> Masks:
+    """Masks drawn on the processor, where those of `rng` would be; nobody waits for the copy."""
+    if rng.device.type != "cuda":
+        return masks
+    return Masks(*(part.pin_memory().to(rng.device, non_blocking=True) for part in masks))
+
+
+def between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers uniform in [0, 1) made uniform in [low, high)."""
+    return numbers * (high - low) + low
+
+
 def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers on the generator's device."""
-    return torch.rand(tuple(shape), generator=generator, device=generator.device) * (high - low) + low
+    """Uniform numbers in the order of a generator, which official samplers look at one after another."""
+    return between(torch.rand(tuple(shape), generator=generator), low, high)
 
 
 def _block_sides(area: Tensor, aspect: Tensor, grid: Sequence[int], min_tokens: int) -> tuple[Tensor, Tensor]:

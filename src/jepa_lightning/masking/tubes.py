@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from jepa_lightning.masking.multiblock import Masks, uniform
+from jepa_lightning.draws import Rng
+from jepa_lightning.masking.multiblock import Masks, between, checked, on_device, uniform
 
 ATTEMPTS = 4  # sets of blocks drawn for a clip that is to have room for its context and enough to predict
 
@@ -45,7 +46,7 @@ class TubeMasking:
 
     Source: V-JEPA (arXiv 2404.08471), section 3.1 and appendix B.
 
-    >>> masks = TubeMasking()(4, (8, 14, 14), generator=torch.Generator().manual_seed(0))
+    >>> masks = TubeMasking()(4, (8, 14, 14), rng=Rng(0, batch_size=4))
     >>> masks.context.shape, masks.targets.shape
     (torch.Size([4, 376]), torch.Size([4, 1, 745]))
     """
@@ -80,29 +81,35 @@ class TubeMasking:
         self.target_ratio = target_ratio
         self.official = official
 
-    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
-        """Draw the masks of a batch, on the generator's device.
+    def __call__(
+        self, batch_size: int, grid: Sequence[int], lengths: Tensor | None = None, rng: Rng | None = None
+    ) -> Masks:
+        """Draw the masks of a batch, on the device of `rng`.
 
         Args:
             batch_size: number of clips B.
             grid: `(frames, rows, columns)` of the token grid.
-            generator: source of all randomness; torch's default one without.
+            lengths: not of clips, which all have the whole grid.
+            rng: source of all randomness; without it, one seeded by torch's default generator.
 
         Raises:
             ValueError: a grid too small for a token of each kind.
         """
-        generator = generator or torch.default_generator
+        rng = checked(rng, batch_size, lengths)
         if self.official:
-            return self._official(batch_size, grid, generator)
+            return on_device(self._official(batch_size, grid, rng.generator()), rng)
         context_tokens, target_tokens = self.token_counts(grid)
-        covered = self._cover((batch_size, ATTEMPTS, self.num_blocks), grid, generator)
+        per_block = 6  # numbers: length, scale, aspect, and where it starts on each axis
+        counts = (ATTEMPTS * self.num_blocks * per_block, math.prod(grid))
+        of_blocks, of_order = rng.sample(sum(counts)).split(counts, dim=1)
+        covered = self._cover(of_blocks.unflatten(1, (ATTEMPTS, self.num_blocks, per_block)), grid)
         inside = covered.sum(2)
         enough = (inside >= target_tokens) & (math.prod(grid) - inside >= context_tokens)
         first = enough.int().argmax(1)  # the first set where none will do
         covered = covered[torch.arange(batch_size, device=first.device), first]
         # Outside first, inside last, at random among the same: the context comes from one end, the target from the
         # other.
-        order = (covered + uniform(covered.shape, generator)).argsort(1)
+        order = (covered + of_order).argsort(1)
         return Masks(order[:, :context_tokens], order[:, None, -target_tokens:])
 
     def token_counts(self, grid: Sequence[int]) -> tuple[int, int]:
@@ -117,13 +124,12 @@ class TubeMasking:
             raise ValueError(f"a {tuple(grid)} grid is too small for {context} context and {target} target tokens")
         return context, target
 
-    def _cover(self, shape: tuple[int, ...], grid: Sequence[int], generator: Generator) -> Tensor:
-        """Which tokens lie in any of some blocks: BoolTensor `[*shape[:-1], N]`."""
-        length = (uniform(shape, generator, *self.temporal_scale) * grid[0]).floor().clamp(min=1)
-        height, width = self._sides(
-            uniform(shape, generator, *self.spatial_scale), uniform(shape, generator, *self.aspect), grid
-        )
-        return self._union((length, height, width), grid, generator)
+    def _cover(self, numbers: Tensor, grid: Sequence[int]) -> Tensor:
+        """Which tokens lie in any of some blocks of six numbers each, `[..., blocks, 6]`: BoolTensor `[..., N]`."""
+        of_length, of_scale, of_aspect, *of_start = numbers.unbind(-1)
+        length = (between(of_length, *self.temporal_scale) * grid[0]).floor().clamp(min=1)
+        height, width = self._sides(between(of_scale, *self.spatial_scale), between(of_aspect, *self.aspect), grid)
+        return self._union((length, height, width), of_start, grid)
 
     def _sides(self, scale: Tensor, aspect: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Height and width of blocks, at least one token and at most the frame."""
@@ -131,11 +137,11 @@ class TubeMasking:
         height = (area * aspect).sqrt().round().clamp(1, grid[1])
         return height, (area / aspect).sqrt().round().clamp(1, grid[2])
 
-    def _union(self, sides: Sequence[Tensor], grid: Sequence[int], generator: Generator) -> Tensor:
-        """Which tokens lie in any of some blocks of given sides, at places drawn here: BoolTensor `[..., N]`."""
+    def _union(self, sides: Sequence[Tensor], of_start: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+        """Which tokens lie in any of some blocks of given sides and numbers for their starts: BoolTensor `[..., N]`."""
         axes = []
-        for side, cells in zip(sides, grid, strict=True):
-            start = (uniform(side.shape, generator) * (cells - side + 1)).floor().unsqueeze(-1)
+        for side, number, cells in zip(sides, of_start, grid, strict=True):
+            start = (number * (cells - side + 1)).floor().unsqueeze(-1)
             cell = torch.arange(cells, device=side.device)
             axes.append(((cell >= start) & (cell < start + side.unsqueeze(-1))).float())
         frames, rows, columns = axes
@@ -156,7 +162,8 @@ class TubeMasking:
         missing = torch.arange(batch_size, device=height.device)
         while len(missing):  # clips without any context are drawn again
             number = (len(missing), *shape[1:])
-            covered[missing] = self._union([side.expand(number) for side in sides], grid, generator)
+            starts = [uniform(number, generator) for _ in grid]
+            covered[missing] = self._union([side.expand(number) for side in sides], starts, grid)
             missing = missing[covered[missing].all(1)]
         return Masks(_first(~covered), _first(covered).unsqueeze(1))
 
@@ -172,7 +179,7 @@ class RandomTubeMasking:
 
     Source: V-JEPA (arXiv 2404.08471), table 4, after VideoMAE (arXiv 2203.12602).
 
-    >>> RandomTubeMasking()(2, (4, 6, 6), generator=torch.Generator().manual_seed(0)).context.shape
+    >>> RandomTubeMasking()(2, (4, 6, 6), rng=Rng(0, batch_size=2)).context.shape
     torch.Size([2, 16])
     """
 
@@ -181,14 +188,16 @@ class RandomTubeMasking:
             raise ValueError(f"ratio must lie in (0, 1), got {ratio}")
         self.ratio = ratio
 
-    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Masks:
-        """Draw the masks of a batch, on the generator's device; the arguments are those of `TubeMasking`."""
-        generator = generator or torch.default_generator
+    def __call__(
+        self, batch_size: int, grid: Sequence[int], lengths: Tensor | None = None, rng: Rng | None = None
+    ) -> Masks:
+        """Draw the masks of a batch, on the device of `rng`; the arguments are those of `TubeMasking`."""
+        rng = checked(rng, batch_size, lengths)
         places = grid[1] * grid[2]
         visible = min(max(1, round((1 - self.ratio) * places)), places - 1)
         if visible < 1:
             raise ValueError(f"a {tuple(grid)} grid has no two places, one to see and one to hide")
-        order = uniform((batch_size, places), generator).argsort(1).unsqueeze(1)
+        order = rng.sample(places).argsort(1).unsqueeze(1)
         frames = torch.arange(grid[0], device=order.device).view(-1, 1) * places
         return Masks(
             (frames + order[..., :visible]).flatten(1), (frames + order[..., visible:]).flatten(1).unsqueeze(1)
@@ -198,14 +207,12 @@ class RandomTubeMasking:
 class MaskingList(list[Any]):
     """Several maskings, of which each makes a prediction: V-JEPA's short-range and long-range masks."""
 
-    @property
-    def official(self) -> bool:
-        """Whether any of them has the official sampler."""
-        return any(getattr(masking, "official", False) for masking in self)
-
-    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> list[Masks]:
+    def __call__(
+        self, batch_size: int, grid: Sequence[int], lengths: Tensor | None = None, rng: Rng | None = None
+    ) -> list[Masks]:
         """The masks of each."""
-        return [masking(batch_size, grid, generator) for masking in self]
+        rng = rng or Rng.fresh(batch_size)
+        return [masking(batch_size, grid, lengths, rng) for masking in self]
 
 
 def _first(tokens: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from jepa_lightning.masking.multiblock import uniform
+from jepa_lightning.draws import Rng
+from jepa_lightning.masking.multiblock import between, checked
 
 
 class Views(NamedTuple):
@@ -43,7 +44,7 @@ class MultiViews:
 
     Source: the crops of LeJEPA (arXiv 2511.08544), after DINO (arXiv 2104.14294).
 
-    >>> views = MultiViews(2, 4)(8, (4, 4), generator=torch.Generator().manual_seed(0))
+    >>> views = MultiViews(2, 4)(8, rng=Rng(0, batch_size=8))
     >>> views.boxes.shape
     torch.Size([8, 6, 4])
     """
@@ -73,27 +74,29 @@ class MultiViews:
         self.aspect = aspect
         self.jitter = jitter
 
-    def __call__(self, batch_size: int, grid: Sequence[int], generator: Generator | None = None) -> Views:
-        """Draw the views of a batch, on the generator's device (the grid plays no part).
+    def __call__(self, batch_size: int, rng: Rng | None = None) -> Views:
+        """Draw the views of a batch, on the device of `rng`.
 
         Args:
             batch_size: number of images B.
-            grid: that of the encoder, as every masking is given it.
-            generator: source of all randomness; torch's default one without.
+            rng: source of all randomness; without it, one seeded by torch's default generator.
         """
-        generator = generator or torch.default_generator
+        rng = checked(rng, batch_size)
+        of_scale, of_aspect, of_x, of_y, of_mirror, *of_colours = rng.sample(
+            self.num_global + self.num_local, 8
+        ).unbind(-1)
         scale = torch.cat(
             [
-                uniform((batch_size, self.num_global), generator, *self.global_scale),
-                uniform((batch_size, self.num_local), generator, *self.local_scale),
+                between(of_scale[:, : self.num_global], *self.global_scale),
+                between(of_scale[:, self.num_global :], *self.local_scale),
             ],
             dim=1,
         )
-        aspect = uniform(scale.shape, generator, *map(math.log, self.aspect)).exp()
+        aspect = between(of_aspect, *map(math.log, self.aspect)).exp()
         width, height = (scale * aspect).sqrt().clamp(max=1), (scale / aspect).sqrt().clamp(max=1)
-        x, y = ((1 - side) * uniform(scale.shape, generator, -1, 1) for side in (width, height))
-        mirrored = torch.where(uniform(scale.shape, generator) < 0.5, -width, width)
-        colours = uniform((*scale.shape, 3), generator, -self.jitter, self.jitter)
+        x, y = ((1 - side) * between(number, -1, 1) for side, number in ((width, of_x), (height, of_y)))
+        mirrored = torch.where(of_mirror < 0.5, -width, width)
+        colours = between(torch.stack(of_colours, dim=-1), -self.jitter, self.jitter)
         colours[..., 1:] += 1  # contrast and saturation are factors
         return Views(torch.stack([x, y, mirrored, height], dim=-1), colours)
 

@@ -1,12 +1,13 @@
-"""The LightningModules, one file a method; `jepa.py` is the base they share."""
+"""The LightningModules, one file a method; `jepa.py` is the base of all, `masked.py` of those that hide places."""
 
 from jepa_lightning.modules.cjepa import CJEPA
 from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
-from jepa_lightning.modules.latents import Latents
 from jepa_lightning.modules.lejepa import LeJEPA
+from jepa_lightning.modules.masked import MaskedJEPA
+from jepa_lightning.modules.training import Teacher
 from jepa_lightning.modules.vjepa import VJEPA
 from jepa_lightning.modules.vjepa2 import VJEPA2
 
-__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "VJEPA", "VJEPA2", "Latents", "LeJEPA"]
+__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "VJEPA", "VJEPA2", "LeJEPA", "MaskedJEPA", "Teacher"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor
-from torch.distributed.fsdp import register_fsdp_forward_method
 
 from jepa_lightning.masking import Masks
-from jepa_lightning.modules.ijepa import IJEPA
+from jepa_lightning.modules.ijepa import IJEPA, num_heads
+from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks.aggregation import LocalAggregation
 
 ContextAggregation = Literal["added", "pooled"]
@@ -49,26 +50,22 @@ class DMTJEPA(IJEPA):
                 f"got {context_aggregation!r}"
             )
         super().__init__(**options)
-        encoder = self.context_encoder
-        self.context_head = LocalAggregation(encoder.grid, encoder.embed_dim, self.hparams.num_heads, num_neighbours)
+        width = self.context_encoder.embed_dim
+        self.context_head = LocalAggregation(self.grid, width, num_heads(self), num_neighbours)
         self.target_head = self.build_teacher(self.context_head)
 
-    def configure_model(self) -> None:
-        """Tell a strategy that shards what of the heads is called."""
-        super().configure_model()
-        if self.device_mesh is not None:
-            for head in (self.context_head, self.target_head):
-                for method in ("neighbourhoods", "context", "summary"):
-                    register_fsdp_forward_method(head, method)
+    def teachers(self) -> list[Teacher]:
+        """Encoder and head, with one momentum."""
+        return [*super().teachers(), Teacher("context_head", "target_head", self.momentum)]
 
     def targets(self, features: Tensor) -> Tensor:
         """The aggregate of each token's masked semantic neighbours, `[B, N, D]`."""
         return self.target_head.neighbourhoods(super().targets(features))
 
-    def predict(self, context: Tensor, masks: Masks) -> Tensor:
+    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
         """Predict from the aggregated context."""
         if self.hparams.context_aggregation == "added":
             context = self.context_head.context(context)
         else:
             context = self.context_head.summary(context).expand_as(context)
-        return super().predict(context, masks)
+        return super().predict(context, masks, kind, grid)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_networks, vision_transformer_sizes
-from jepa_lightning.losses import Distance, latent_distance
-from jepa_lightning.masking import Masks, MultiBlockMasking
-from jepa_lightning.modules.jepa import JEPA
-from jepa_lightning.modules.latents import Latents
-from jepa_lightning.networks import Predictor, VisionTransformer, gather_tokens
+from jepa_lightning.losses import Distance
+from jepa_lightning.masking import MultiBlockMasking
+from jepa_lightning.modules.masked import MaskedJEPA
+from jepa_lightning.networks import Predictor, VisionTransformer
 
 
-class IJEPA(JEPA):
+class IJEPA(MaskedJEPA):
     """Image-based joint-embedding predictive architecture. The defaults are those of the published ViT-B/16.
 
     Args:
@@ -39,8 +37,10 @@ class IJEPA(JEPA):
         target_tokens: tokens of a target block; by default what the lower end of `target_scale` holds.
         official_masks: draw masks as the official code does, faults included (see `MultiBlockMasking`).
         distance: between prediction and target: `smooth_l1` as in the official code, `l1`, or `l2` as in the paper.
-        **optimization: the options of `JEPA`: learning rate, weight decay, momentum, weights to start from.
+        **options: those of `MaskedJEPA`: another encoder, regularisers, momentum, learning rate, weights to start from.
     """
+
+    encoder_sizes = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 
     def __init__(
         self,
@@ -62,14 +62,16 @@ class IJEPA(JEPA):
         target_tokens: int | None = None,
         official_masks: bool = False,
         distance: Distance = "smooth_l1",
-        **optimization: Any,
+        **options: Any,
     ) -> None:
-        if distance not in get_args(Distance):
-            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
-        super().__init__(**optimization)
+        super().__init__(distance=distance, **options)
+
+    def example(self) -> Tensor:
+        """An image."""
+        return torch.empty(1, self.hparams.in_channels, *pair(self.hparams.image_size), device="meta")
 
     def build_encoder(self) -> nn.Module:
-        """The vision transformer f; context and target encoder start as copies of it."""
+        """The vision transformer f."""
         hparams = self.hparams
         return VisionTransformer(
             pair(hparams.image_size),
@@ -85,11 +87,11 @@ class IJEPA(JEPA):
         """The narrow transformer g."""
         hparams = self.hparams
         return Predictor(
-            self.context_encoder.grid,
+            self.grid,
             self.context_encoder.embed_dim,
             hparams.predictor_embed_dim,
             hparams.predictor_depth,
-            hparams.predictor_num_heads or hparams.num_heads,
+            hparams.predictor_num_heads or num_heads(self),
         )
 
     def build_masking(self) -> MultiBlockMasking:
@@ -104,46 +106,8 @@ class IJEPA(JEPA):
             hparams.target_tokens,
             official=hparams.official_masks,
         )
-        masking.check(self.context_encoder.grid)
+        masking.check(self.grid)
         return masking
-
-    def latents(self, observation: Tensor, masks: Masks | None = None) -> Latents:
-        """Encode the context, predict the target blocks, and encode the whole image for their targets.
-
-        Args:
-            observation: images `[B, C, H, W]` of the size the module was built for.
-            masks: context and target indices; drawn if not given.
-
-        Raises:
-            ValueError: images of another size than the grid of the masks.
-        """
-        rows, columns = self.context_encoder.grid
-        if masks is None:
-            masks = self.masking(len(observation), (rows, columns))
-        masks = Masks(masks.context.to(observation.device), masks.targets.to(observation.device))
-        with torch.no_grad():
-            features = self.target_encoder(observation)
-            if features.shape[1] != rows * columns:
-                raise ValueError(
-                    f"images {list(observation.shape)} give {features.shape[1]} tokens, the module was built for a "
-                    f"grid of {rows}x{columns}: give it the image_size of the data"
-                )
-            targets = self.targets(features)
-        context = self.context_encoder(observation, masks.context)
-        prediction = self.predict(context, masks)
-        return Latents(context, prediction, gather_tokens(targets, masks.targets), features)
-
-    def targets(self, features: Tensor) -> Tensor:
-        """What is to be predicted at each place, `[B, N, D]`, from the teacher's tokens of the whole image."""
-        return F.layer_norm(features, features.shape[-1:])
-
-    def predict(self, context: Tensor, masks: Masks) -> Tensor:
-        """The predictions `[B, M, K_t, D]` from the encoded context tokens `[B, K_c, D]`."""
-        return self.predictor(context, masks.context, masks.targets)
-
-    def energy(self, latents: Latents) -> Tensor:
-        """The distance between prediction and layer-normed target, averaged over blocks, tokens and features, `[B]`."""
-        return latent_distance(latents.prediction, latents.target, self.hparams.distance)
 
     @classmethod
     def from_official(
@@ -178,3 +142,17 @@ def pair(size: int | list[int]) -> tuple[int, int]:
     """A side, or rows and columns."""
     rows, columns = (size, size) if isinstance(size, int) else size
     return rows, columns
+
+
+def num_heads(module: MaskedJEPA) -> int:
+    """The attention heads of a module's encoder, for a predictor that is not told its own.
+
+    Raises:
+        ValueError: an encoder that does not say how many it has.
+    """
+    heads: int | None = getattr(module.context_encoder, "num_heads", None)
+    if heads is None:
+        raise ValueError(
+            f"{type(module.context_encoder).__name__} does not say how many heads it has: give predictor_num_heads"
+        )
+    return heads

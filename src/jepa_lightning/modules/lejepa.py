@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 from lightly.models.modules.heads import LeJEPAProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.losses.distributed import check_batch
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiViews, Views, take_views
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.jepa import JEPA
-from jepa_lightning.modules.latents import Latents
 from jepa_lightning.networks import VisionTransformer
 from jepa_lightning.networks.tokens import check_sizes
+from jepa_lightning.step import Latents, Prediction, Tokens
 
 
 class LeJEPA(JEPA):
@@ -49,13 +50,15 @@ class LeJEPA(JEPA):
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
         weights: a checkpoint of this method whose networks this training starts from.
-        recompute_activations: of the encoder's blocks, see `JEPA`.
+        recompute_activations: of the encoder's blocks, see `TrainingModule`.
 
     Raises:
         ValueError: a value out of its range.
 
     Source: LeJEPA (arXiv 2511.08544), section 5.
     """
+
+    distance = "l2"
 
     def __init__(
         self,
@@ -88,80 +91,70 @@ class LeJEPA(JEPA):
         if num_local and any(side % patch for side, patch in zip(pair(local_size), pair(patch_size), strict=True)):
             raise ValueError(f"local_size must be a multiple of patch_size={patch_size}, got {local_size}")
         super().__init__(
-            lr, start_lr, final_lr, warmup, weight_decay, weights=weights, recompute_activations=recompute_activations
+            lr=lr,
+            start_lr=start_lr,
+            final_lr=final_lr,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            weights=weights,
+            recompute_activations=recompute_activations,
         )
+        self.context_encoder = VisionTransformer(
+            pair(image_size), pair(patch_size), in_channels, embed_dim, depth, num_heads, mlp_ratio
+        )
+        self.target_encoder = self.context_encoder  # there is no teacher: the encoder is evaluated as it is
+        hidden_dim, output_dim = projector
+        check_sizes(projector_hidden=hidden_dim, projector_output=output_dim)
+        self.predictor = LeJEPAProjectionHead(embed_dim, hidden_dim, output_dim)  # takes the place of a predictor
+        self.views = MultiViews(num_global, num_local, global_scale, local_scale, jitter=jitter)
         self.sigreg = SIGReg(num_slices)
 
-    def build_encoder(self) -> nn.Module:
-        """The vision transformer."""
-        hparams = self.hparams
-        return VisionTransformer(
-            pair(hparams.image_size),
-            pair(hparams.patch_size),
-            hparams.in_channels,
-            hparams.embed_dim,
-            hparams.depth,
-            hparams.num_heads,
-            hparams.mlp_ratio,
-        )
-
-    def build_teacher(self, student: nn.Module) -> nn.Module:
-        """None: the encoder is its own target encoder."""
-        return student
-
-    def build_predictor(self) -> nn.Module:
-        """The projector, which takes the place of a predictor."""
-        hidden_dim, output_dim = self.hparams.projector
-        check_sizes(projector_hidden=hidden_dim, projector_output=output_dim)
-        return LeJEPAProjectionHead(self.context_encoder.embed_dim, hidden_dim, output_dim)
-
-    def build_masking(self) -> MultiViews:
+    def draw(self, batch: Any, rng: Rng) -> Views:
         """The views."""
-        hparams = self.hparams
-        return MultiViews(
-            hparams.num_global, hparams.num_local, hparams.global_scale, hparams.local_scale, jitter=hparams.jitter
-        )
+        return self.views(len(self.observations(batch)[0]), rng)
 
-    def latents(self, observation: Tensor, masks: Views | None = None) -> Latents:
+    def latents(self, batch: Any, drawn: Views | None = None) -> Latents:
         """Embed and project the views of the images; the target of each is the mean of the global ones.
 
         Args:
-            observation: images `[B, C, H, W]`.
-            masks: the views; drawn if not given.
+            batch: with images `[B, C, H, W]`.
+            drawn: the views; drawn if not given.
 
         Returns:
-            `Latents` of the tokens of the first view, the projections `[B, V, 1, P]` of all views, their centre in the
-            same shape, and the tokens of the whole images.
+            The projections `[B, V, P]` of all views and their centre in the same shape; the tokens of the first view as
+            `context`, and of the whole images as `target`, which are the features.
         """
-        if masks is None:
-            masks = self.masking(len(observation), self.context_encoder.grid)
-        masks = Views(masks.boxes.to(observation.device), masks.colours.to(observation.device))
+        (images,) = self.observations(batch)
+        if drawn is None:
+            drawn = self.draw(batch, Rng.fresh(len(images), images.device))
+        boxes, colours = drawn.boxes.to(images.device), drawn.colours.to(images.device)
         split = self.hparams.num_global
         tokens, embeddings = [], []
         for views, size in (
-            (Views(masks.boxes[:, :split], masks.colours[:, :split]), observation.shape[-2:]),
-            (Views(masks.boxes[:, split:], masks.colours[:, split:]), pair(self.hparams.local_size)),
+            (Views(boxes[:, :split], colours[:, :split]), images.shape[-2:]),
+            (Views(boxes[:, split:], colours[:, split:]), pair(self.hparams.local_size)),
         ):
             if views.boxes.shape[1]:
-                images = take_views(observation, views, size)
-                tokens.append(self.context_encoder(images.flatten(0, 1)).unflatten(0, images.shape[:2]))
+                seen = take_views(images, views, size)
+                tokens.append(self.context_encoder(seen.flatten(0, 1)).unflatten(0, seen.shape[:2]))
                 embeddings.append(tokens[-1].mean(2))
         embedding = torch.cat(embeddings, dim=1)
-        projection = self.predictor(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2]).unsqueeze(2)
+        projection = self.predictor(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])
         centre = projection[:, :split].mean(1, keepdim=True).expand_as(projection)
         with torch.no_grad():
-            features = self.target_encoder(observation)
-        return Latents(tokens[0][:, 0], projection, centre, features)
+            features = self.features(batch)
+        watched = {"context": Tokens(tokens[0][:, 0]), "target": features}
+        return Latents({"": Prediction(projection, centre)}, watched, features)
 
-    def energy(self, latents: Latents) -> Tensor:
-        """The mean squared distance of an image's views from their centre, `[B]`."""
-        return (latents.prediction - latents.target).square().flatten(1).mean(1)
+    def features(self, batch: Any) -> Tokens:
+        """The encoder's tokens of the whole images."""
+        return Tokens(self.target_encoder(self.observations(batch)[0]))
 
-    def loss(self, latents: Any) -> dict[str, Tensor]:
+    def loss(self, latents: Latents) -> dict[str, Tensor]:
         """The views' disagreement, and how far the projections of each view are from a Gaussian."""
         if self.training:
             check_batch(len(latents.prediction))
         energy = self.energy(latents).mean()
-        sigreg = self.sigreg(latents.prediction.squeeze(2).transpose(0, 1))
+        sigreg = self.sigreg(latents.prediction.transpose(0, 1))
         weight = self.hparams.sigreg_weight
         return {"loss": (1 - weight) * energy + weight * sigreg, "energy": energy, "sigreg": sigreg}

@@ -12,11 +12,11 @@ import torch
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
+from jepa_lightning.errors import unknown_options
 from jepa_lightning.losses import SIGReg, VICReg
 from jepa_lightning.losses.distributed import check_batch
-from jepa_lightning.modules.latents import Latents
-from jepa_lightning.modules.messages import unknown_options
 from jepa_lightning.networks.tokens import check_sizes
+from jepa_lightning.step import Latents
 
 Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
 LOSSES: dict[str, Any] = {"vicreg": VICReg, "sigreg": SIGReg}
@@ -78,25 +78,35 @@ class Regularizer(nn.Module):
     def forward(self, latents: Latents) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted penalty, and its parts before weighting by name (`""` for a regulariser of a single part).
 
+        Of a step with several predictions, the mean over these.
+
         Raises:
             ValueError: a single sample to train on.
         """
-        z = self.projector(self.views(latents))
-        if self.training:
-            check_batch(z.shape[1])
-        if isinstance(self.regularizer, VICReg):
-            parts = self.regularizer.terms(*z)
-            return self.weight * self.regularizer.combine(parts), parts
-        statistic = self.regularizer(z)
-        return self.weight * statistic, {"": statistic}
+        penalty, parts = torch.zeros(()), dict[str, Tensor]()
+        for name in latents.predictions:
+            z = self.projector(self.views(latents, name))
+            if self.training:
+                check_batch(z.shape[1])
+            if isinstance(self.regularizer, VICReg):
+                terms = self.regularizer.terms(*z)
+                value = self.regularizer.combine(terms)
+            else:
+                value = self.regularizer(z)
+                terms = {"": value}
+            share = 1 / len(latents.predictions)
+            penalty = penalty.to(value.device) + share * self.weight * value
+            parts = {part: parts.get(part, 0.0) + share * term for part, term in terms.items()}
+        return penalty, parts
 
-    def views(self, latents: Latents) -> Tensor:
-        """The embeddings `[V, N, D]` of the source."""
+    def views(self, latents: Latents, name: str = "") -> Tensor:
+        """The embeddings `[V, N, D]` of the source, of one of the predictions."""
+        context = latents.embeddings[f"context/{name}" if name else "context"]
         if self.source == "context":
-            return latents.context.mean(1).unsqueeze(0)
+            return context.pooled().unsqueeze(0)
         if self.source == "context_tokens":
-            return latents.context.flatten(0, 1).unsqueeze(0)
+            tokens = context.values.flatten(0, 1) if context.valid is None else context.values[context.valid]
+            return tokens.unsqueeze(0)
         if self.source == "prediction_blocks":
-            return latents.prediction.mean(2).transpose(0, 1)
-        assert latents.features is not None, "a method without features of the whole has no view of the target"
-        return torch.stack([latents.context.mean(1), latents.features.mean(1)])
+            return latents.predictions[name].prediction.mean(2).transpose(0, 1)
+        return torch.stack([context.pooled(), latents.embeddings["target"].pooled()])

@@ -12,12 +12,40 @@ from torch.distributed.tensor import DTensor
 
 
 class ResumableModule(pl.LightningModule):
-    """Has random states and accumulated gradients in its checkpoints, beside what Lightning keeps."""
+    """Has random states and accumulated gradients in its checkpoints, beside what Lightning keeps.
+
+    Gradients of batches that count by weights are accumulated by these: see `weigh`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._generators: dict[str, Tensor] = {}  # states to go on with
         self._gradients: dict[str, Tensor] = {}  # accumulated ones to go on with
+        self._weight = torch.zeros(())  # of the batches that they are accumulated from
+
+    def weigh(self, loss: Tensor, weight: Tensor, batch_idx: int) -> Tensor:
+        """Let a batch count by its weight among those whose gradients are accumulated.
+
+        A Trainer that accumulates takes the mean of its batches' losses, and does not know how the batches to come will
+        count. So what is accumulated so far, the weighted mean of the batches before, is scaled down by this batch's
+        share of the weight, and its loss is scaled to that share: it stays the weighted mean.
+
+        Args:
+            loss: of the batch, a mean by weights.
+            weight: what the batch's weights add up to, over all processes.
+            batch_idx: number of the batch in its epoch.
+
+        Returns:
+            The loss to be minimised.
+        """
+        batches = self.trainer.accumulate_grad_batches
+        later = batch_idx % batches > 0
+        self._weight = weight + (self._weight.to(weight.device) if later else 0.0)
+        share = weight / torch.where(self._weight > 0, self._weight, 1.0)
+        for parameter in self.parameters() if later else ():
+            if parameter.grad is not None:
+                parameter.grad.mul_(1.0 - share)
+        return loss * share * batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the states of torch's default generators, which dropout draws from, and accumulated gradients.
@@ -34,6 +62,7 @@ class ResumableModule(pl.LightningModule):
             return
         batches = self._trainer.fit_loop.epoch_loop.batch_progress
         if batches.current.ready % self._trainer.accumulate_grad_batches and not batches.is_last_batch:
+            checkpoint["gradients_weight"] = float(self._weight)
             checkpoint["gradients"] = {
                 name: self._trainer.strategy.reduce(parameter.grad.clone(), reduce_op="mean")
                 for name, parameter in self.named_parameters()
@@ -45,6 +74,7 @@ class ResumableModule(pl.LightningModule):
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._generators = checkpoint.get("generators", {})
             self._gradients = checkpoint.get("gradients", {})
+            self._weight = torch.tensor(checkpoint.get("gradients_weight", 0.0))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on with them: no sooner, as the making of a loader draws from the generators, too."""

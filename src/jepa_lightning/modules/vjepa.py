@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
@@ -19,14 +18,15 @@ from jepa_lightning.checkpoints import (
     read_networks,
     video_transformer_sizes,
 )
-from jepa_lightning.losses import Distance, latent_distance
+from jepa_lightning.clock import clock
+from jepa_lightning.draws import Rng
+from jepa_lightning.errors import unknown_options
+from jepa_lightning.losses import Distance
 from jepa_lightning.masking import MaskingList, Masks, TubeMasking
-from jepa_lightning.modules.ijepa import pair
-from jepa_lightning.modules.jepa import JEPA
-from jepa_lightning.modules.latents import Latents
-from jepa_lightning.modules.messages import unknown_options
-from jepa_lightning.networks import VideoPredictor, VideoTransformer, gather_tokens
-from jepa_lightning.networks.video_transformer import Positions
+from jepa_lightning.modules.ijepa import num_heads, pair
+from jepa_lightning.modules.masked import MaskedJEPA
+from jepa_lightning.networks import Predictor, VideoTransformer
+from jepa_lightning.networks.positions import Positions
 
 SHORT_RANGE: dict[str, Any] = {"num_blocks": 8, "spatial_scale": [0.15, 0.15]}
 LONG_RANGE: dict[str, Any] = {
@@ -37,12 +37,12 @@ LONG_RANGE: dict[str, Any] = {
 }
 
 
-class VJEPA(JEPA):
+class VJEPA(MaskedJEPA):
     """Video joint-embedding predictive architecture. The defaults are those of the published ViT-L/16.
 
     Observations are clips `[B, C, T, H, W]` of any length and size that tubelets fit, one of each a batch, or images
-    `[B, C, H, W]`, which are taken as the frames of one tubelet. The step makes a prediction for each kind of mask, and
-    so gives a list of `Latents`, of one set of target tokens each (M = 1).
+    `[B, C, H, W]`, which are taken as the frames of one tubelet. The step makes a prediction for each kind of mask, of
+    one set of target tokens each (M = 1): `short` and `long`, or of masks of one's own `0`, `1` and so on.
 
     Args:
         image_size: side of the frames in pixels, or `[rows, columns]`.
@@ -61,8 +61,11 @@ class VJEPA(JEPA):
         masks: the options of a `TubeMasking` for each kind of mask; the published short-range and long-range masks by
             default.
         distance: between prediction and target: `l1` as published, `l2` or `smooth_l1`.
-        **optimization: the options of `JEPA`: learning rate, weight decay, momentum, weights to start from.
+        **options: those of `MaskedJEPA`: another encoder, regularisers, momentum, learning rate, weights to start from.
     """
+
+    encoder_sizes = ("patch_size", "tubelet_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    any_size = True
 
     def __init__(
         self,
@@ -81,11 +84,14 @@ class VJEPA(JEPA):
         num_mask_tokens: int | None = None,
         masks: list[dict[str, Any]] | None = None,
         distance: Distance = "l1",
-        **optimization: Any,
+        **options: Any,
     ) -> None:
-        if distance not in get_args(Distance):
-            raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
-        super().__init__(**optimization)
+        super().__init__(distance=distance, **options)
+
+    def example(self) -> Tensor:
+        """A clip."""
+        hparams = self.hparams
+        return torch.empty(1, hparams.in_channels, hparams.num_frames, *pair(hparams.image_size), device="meta")
 
     @property
     def positions(self) -> Positions:
@@ -93,7 +99,7 @@ class VJEPA(JEPA):
         return "sincos"
 
     def build_encoder(self) -> nn.Module:
-        """The vision transformer f on tubelets; context and target encoder start as copies of it."""
+        """The vision transformer f on tubelets."""
         hparams = self.hparams
         return VideoTransformer(
             pair(hparams.image_size),
@@ -117,7 +123,7 @@ class VJEPA(JEPA):
             if unknown := sorted(set(options) - set(known)):
                 raise TypeError(unknown_options("TubeMasking", unknown, known))
         maskings = MaskingList(TubeMasking(**options) for options in given or [SHORT_RANGE, LONG_RANGE])
-        maskings(1, self.context_encoder.grid)  # raises what does not fit
+        maskings(1, self.grid, rng=Rng(0, batch_size=1))  # raises what does not fit
         return maskings
 
     def build_predictor(self) -> nn.Module:
@@ -127,12 +133,12 @@ class VJEPA(JEPA):
         number = hparams.num_mask_tokens or max(used) + 1
         if number <= max(used):
             raise ValueError(f"{len(self.masking)} kinds of masks need a mask token each, got num_mask_tokens={number}")
-        predictor = VideoPredictor(
-            self.context_encoder.grid,
+        predictor = Predictor(
+            self.grid,
             self.context_encoder.embed_dim,
             hparams.predictor_embed_dim,
             hparams.predictor_depth,
-            hparams.predictor_num_heads or hparams.num_heads,
+            hparams.predictor_num_heads or num_heads(self),
             number,
             self.positions,
         )
@@ -144,39 +150,17 @@ class VJEPA(JEPA):
         """Which mask token stands for the targets of a kind of mask."""
         return kind
 
-    def grid(self, observation: Tensor) -> tuple[int, ...]:
-        """The token grid of a batch of clips or images."""
-        return self.context_encoder.grid_of(observation)
+    def kinds(self, drawn: Masks | Sequence[Masks]) -> dict[str, Masks]:
+        """The masks of each kind by its name."""
+        several = [drawn] if isinstance(drawn, Masks) else list(drawn)
+        names = [str(kind) for kind in range(len(several))]
+        if self.hparams.masks is None and len(several) == 2:
+            names = ["short", "long"]
+        return dict(zip(names if len(several) > 1 else [""], several, strict=True))
 
-    def latents(self, observation: Tensor, masks: Sequence[Masks] | None = None) -> list[Latents]:
-        """Encode the whole clip for the targets, and for each mask encode the context and predict.
-
-        Args:
-            observation: clips `[B, C, T, H, W]` or images `[B, C, H, W]`.
-            masks: context and target indices of each kind of mask; drawn if not given.
-
-        Raises:
-            ValueError: clips that tubelets do not fit, or more kinds of masks than mask tokens.
-        """
-        grid = self.grid(observation)
-        drawn = self.masking(len(observation), grid) if masks is None else masks
-        kinds = [drawn] if isinstance(drawn, Masks) else drawn
-        with torch.no_grad():
-            features = self.target_encoder(observation)
-            targets = F.layer_norm(features, features.shape[-1:])
-        several = []
-        for kind, (context_indices, target_indices) in enumerate(kinds):
-            seen, hidden = context_indices.to(observation.device), target_indices.to(observation.device)
-            context = self.context_encoder(observation, seen)
-            prediction = self.predictor(context, seen, hidden, mask_index=self.mask_token(kind), grid=grid)
-            several.append(Latents(context, prediction, gather_tokens(targets, hidden), features))
-        return several
-
-    def energy(self, latents: Latents | list[Latents]) -> Tensor:
-        """The distance between prediction and layer-normed target, averaged over masks, tokens and features, `[B]`."""
-        several = latents if isinstance(latents, list) else [latents]
-        distances = [latent_distance(each.prediction, each.target, self.hparams.distance) for each in several]
-        return torch.stack(distances).mean(0)
+    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
+        """The predictions `[B, 1, K_t, D]`, conditioned on the places and the kind of mask."""
+        return self.predictor(context, masks.context, masks.targets, self.mask_token(kind), grid=grid)
 
     def configure_gradient_clipping(
         self,
@@ -187,8 +171,8 @@ class VJEPA(JEPA):
         """As published: encoder and predictor each by their own norm, and not before the end of the warm-up."""
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError("gradients are clipped by norm, not by value: leave out gradient_clip_algorithm")
-        warmup = self.hparams.warmup * self.trainer.estimated_stepping_batches
-        if gradient_clip_val and self.trainer.global_step >= warmup:
+        step, total = clock(self.trainer)
+        if gradient_clip_val and step >= self.hparams.warmup * total:
             for network in (self.context_encoder, self.predictor):
                 nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
 

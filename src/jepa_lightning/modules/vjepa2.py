@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import Self
 
 from jepa_lightning.modules.vjepa import VJEPA
-from jepa_lightning.networks.video_transformer import Positions
+from jepa_lightning.networks.positions import Positions
 from jepa_lightning.schedules import warmup_constant_cooldown
 
 

@@ -93,6 +93,8 @@ class LocalAggregation(nn.Module):
     Source: DMT-JEPA (arXiv 2405.17995), section 3.
     """
 
+    forward_methods = ("neighbourhoods", "context", "summary")  # which a strategy that shards has to know
+
     cls_blocks: Any
     window: Tensor
     inside: Tensor

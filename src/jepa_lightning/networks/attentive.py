@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lightning.networks.linear import Mlp
-from jepa_lightning.networks.rotary import RotaryBlock
+from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.tokens import init_transformer, rescale_residuals
 
 
@@ -22,14 +22,17 @@ class CrossAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
-    def forward(self, query: Tensor, x: Tensor) -> Tensor:
-        """Query `[B, Q, dim]` and tokens `[B, N, dim]` to `[B, Q, dim]`."""
+    def forward(self, query: Tensor, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Query `[B, Q, dim]` and tokens `[B, N, dim]`, of which `valid` `[B, N]` are there, to `[B, Q, dim]`."""
         x, q = self.norm1(x), self.q(query).unflatten(-1, (self.num_heads, -1))
         of_key, of_value = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
         # q·(W x) = (qW)·x: a few queries are cheaper to project than all tokens, and the weighted mean of values is the
         # value of the weighted mean. The bias of keys is the same for all tokens, and lost in the softmax.
         asked = torch.einsum("bqhd,hde->bhqe", q, of_key).flatten(1, 2) * q.shape[-1] ** -0.5
-        means = ((asked @ x.mT).softmax(-1) @ x).unflatten(1, (self.num_heads, -1))
+        logits = asked @ x.mT
+        if valid is not None:
+            logits = logits.masked_fill(~valid.unsqueeze(1), -torch.inf)
+        means = (logits.softmax(-1) @ x).unflatten(1, (self.num_heads, -1))
         read = torch.einsum("bhqe,hde->bqhd", means, of_value) + self.kv.bias.unflatten(0, (2, self.num_heads, -1))[1]
         query = query + read.flatten(2)
         return query + self.mlp(self.norm2(query))
@@ -59,7 +62,7 @@ class AttentivePooler(nn.Module):
         if depth < 1:
             raise ValueError(f"depth must be at least 1, the block with the query, got {depth}")
         self.query = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.blocks = nn.ModuleList(RotaryBlock(embed_dim, num_heads) for _ in range(depth - 1))
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads) for _ in range(depth - 1))
         self.cross_attention = CrossAttentionBlock(embed_dim, num_heads)
         self.apply(init_transformer)
         # What the blocks add to their input starts smaller, as in the official code: that of the query is the first.
@@ -67,8 +70,11 @@ class AttentivePooler(nn.Module):
         self.cross_attention.mlp.fc2.weight.data.div_(2**0.5)
         nn.init.trunc_normal_(self.query, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens `[B, N, D]` to `[B, D]`."""
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Tokens `[B, N, D]`, of which `valid` `[B, N]` are there (all without), to `[B, D]`."""
+        if valid is not None:
+            valid = valid | ~valid.any(1, keepdim=True)  # a sample without any token must not become NaN
+        mask = None if valid is None else valid[:, None, None]
         for block in self.blocks:
-            x = block(x)
-        return self.cross_attention(self.query.expand(len(x), -1, -1), x).squeeze(1)
+            x = block(x, mask=mask)
+        return self.cross_attention(self.query.expand(len(x), -1, -1), x, valid).squeeze(1)

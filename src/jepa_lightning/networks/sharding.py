@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 
 def blocks(network: nn.Module) -> Iterator[tuple[Any, str, nn.Module]]:
@@ -42,3 +42,5 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
             for _, _, block in blocks(network):
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh, reshard_after_forward=True)
+            for method in getattr(network, "forward_methods", ()):
+                register_fsdp_forward_method(network, method)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,25 +26,37 @@ class TimmEncoder(nn.Module):
         ValueError: a model of timm that is no plain vision transformer.
 
     >>> encoder = TimmEncoder("vit_tiny_patch16_224", image_size=(32, 64))
-    >>> encoder.embed_dim, encoder.grid
+    >>> encoder.embed_dim, encoder.grid_of(torch.zeros(1, 3, 32, 64))
     (192, (2, 4))
     """
 
     def __init__(
-        self, name: str, image_size: tuple[int, int] = (224, 224), in_channels: int = 3, pretrained: bool = False
+        self, name: str, image_size: Sequence[int] = (224, 224), in_channels: int = 3, pretrained: bool = False
     ) -> None:
         super().__init__()
         # Without class token: masks count patches from zero, and a class token would shift every index by one.
         options: dict[str, Any] = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_classes": 0}
         try:
-            vit = timm.create_model(name, pretrained, img_size=image_size, in_chans=in_channels, **options)
+            vit = timm.create_model(name, pretrained, img_size=tuple(image_size), in_chans=in_channels, **options)
         except TypeError as error:  # of models that have no such options
             raise ValueError(f"timm's {name!r} is not a plain VisionTransformer: {error}") from error
         if not isinstance(vit, VisionTransformer):
             raise ValueError(f"timm's {name!r} is a {type(vit).__name__}, not a plain VisionTransformer")
-        self.vit = vit
+        self.vit: Any = vit
         self.embed_dim: int = vit.embed_dim
-        self.grid: tuple[int, int] = vit.patch_embed.grid_size
+        self.depth, self.num_heads = len(self.vit.blocks), self.vit.blocks[0].attn.num_heads
+        self.image_size = tuple(image_size)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        """The `(rows, columns)` of patches of images `[B, C, H, W]`.
+
+        Raises:
+            ValueError: images of another size than the encoder was made for.
+        """
+        if tuple(x.shape[-2:]) != self.image_size:
+            raise ValueError(f"this encoder takes images of {self.image_size} pixels, got {list(x.shape)}")
+        rows, columns = self.vit.patch_embed.grid_size
+        return rows, columns
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         """Encode images `[B, C, H, W]` to tokens `[B, K, D]` at `indices` `[B, K]`, all of them without."""

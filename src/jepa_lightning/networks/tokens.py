@@ -1,4 +1,4 @@
-"""What encoders of every kind do with token indices, and the fixed positions and first weights of the transformers."""
+"""What encoders of every kind do with token indices, and the first weights of the transformers."""
 
 from __future__ import annotations
 
@@ -58,46 +58,13 @@ def hide_patches(images: Tensor, indices: Tensor, grid: Sequence[int]) -> Tensor
     return images * nn.functional.interpolate(visible, size=images.shape[-2:], mode="nearest")
 
 
-def sincos_positions(grid: Sequence[int], dim: int) -> Tensor:
-    """Fixed sine-cosine position embeddings in the layouts of the official code.
-
-    Every axis has its own share of the features, `[sin | cos]` at frequencies `10000^(-2 i / share)`. On two axes (as
-    in I-JEPA and MAE) the first half encodes the column and the second the row. On three (V-JEPA's `uniform_power`)
-    frame, row and column have equal shares in this order, rounded up to even, and what goes beyond `dim` is cut off.
-
-    Args:
-        grid: `(rows, columns)` or `(frames, rows, columns)` of the token grid.
-        dim: width of the embedding; a multiple of four on two axes, even on three.
-
-    Returns:
-        `[1, N, dim]`, float32.
-
-    Raises:
-        ValueError: a `dim` that cannot be shared out.
-    """
-    multiple = {2: 4, 3: 2}[len(grid)]
-    if dim % multiple:
-        raise ValueError(
-            f"{len(grid)}-D sine-cosine positions need a width that is a multiple of {multiple}, not {dim}"
-        )
-    share = 2 * math.ceil(dim / (2 * len(grid)))
-    # In float64 until the end, as the official code: at 32 rows float32 angles already differ in the last digits.
-    frequencies = 10000.0 ** (-torch.arange(share // 2, dtype=torch.float64) / (share / 2))
-    axes = torch.meshgrid(*(torch.arange(length) for length in grid), indexing="ij")
-    parts = []
-    for place in axes if len(grid) == 3 else reversed(axes):
-        angles = place.reshape(-1, 1) * frequencies
-        parts += [angles.sin(), angles.cos()]
-    return torch.cat(parts, dim=1)[:, :dim].float().unsqueeze(0)
-
-
 def init_transformer(module: nn.Module) -> None:
     """The official initialisation of a layer: truncated normal weights of std 0.02, zero biases, unit norms.
 
     The official code also divides the last layer of every residual branch by `sqrt(2 l)`, and then loses that by
     initialising all linear layers once more; what was trained is what stands here.
     """
-    if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""What is said of options and weights that do not fit a module."""
+"""Messages for options and weights that do not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+
+
+class UnknownEncoderError(ValueError):
+    """A checkpoint's encoder is none of this package's, and the file does not say how to build it."""
 
 
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:

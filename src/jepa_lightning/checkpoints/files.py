@@ -1,0 +1,52 @@
+"""Reading a checkpoint file: weights and plain values only; nothing in it is run."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+
+
+class Networks(NamedTuple):
+    """The networks that a file holds.
+
+    Attributes:
+        states: state dicts under `context_encoder`, `predictor`, `target_encoder` and, of our own checkpoints, every
+            other network of the module, as far as they are there.
+        options: what the file says of `image_size`, `num_frames`, `num_heads` and `positions`, which no shape tells,
+            and the configuration `encoder` of one that was chosen by its class.
+    """
+
+    states: dict[str, StateDict]
+    options: dict[str, Any]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a checkpoint file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file that is cut short, has changed since it was written, is no checkpoint, or holds more.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}, neither a file nor a folder in the hub's layout")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                spoilt = archive.testzip()
+            if spoilt is not None:
+                raise ValueError(f"the checksum of {spoilt} in it is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} holds more than weights or is no checkpoint, and was not read: {error}") from error
+    except Exception as error:  # of a spoilt file the unpickler raises anything: KeyError, IndexError, struct.error, …
+        raise ValueError(f"{path} cannot be read, it may be cut short or spoilt: {error}") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not the dict of a checkpoint")
+    return checkpoint

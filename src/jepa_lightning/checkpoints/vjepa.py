@@ -1,0 +1,24 @@
+"""Official checkpoints of V-JEPA and V-JEPA 2 (facebookresearch/jepa and vjepa2), in the layout of I-JEPA's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jepa_lightning.checkpoints import ijepa
+from jepa_lightning.checkpoints.files import Networks
+
+
+def matches(checkpoint: dict[str, Any]) -> bool:
+    """Whether it holds the three networks, and an encoder on tubelets."""
+    return ijepa.matches(checkpoint, axes=3)
+
+
+def read(checkpoint: dict[str, Any]) -> Networks:
+    """The three networks, and which of the two methods they are of."""
+    states, _ = ijepa.read(checkpoint)
+    # V-JEPA 2's files may have positions left over. The predictor gives it away: V-JEPA's has positions too, and two
+    # mask tokens, V-JEPA 2's has ten.
+    predictor = states["predictor"]
+    unused = bool(predictor) and ("predictor_pos_embed" not in predictor or "mask_tokens.9" in predictor)
+    added = "pos_embed" in states["target_encoder"] and not unused
+    return Networks(states, {"positions": "sincos" if added else "tiled_rope"})

@@ -1,0 +1,71 @@
+"""The transformer block: attention that can rotate, hide and be asked for its last tokens only, and an MLP."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_lightning.networks.linear import Linear, Mlp
+from jepa_lightning.networks.positions import Rotation, rotate
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Parameter names are the official (and timm's) ones."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
+        """Attend, see `Block`."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if by is not None:
+            q, k = rotate(q, by), rotate(k, by)
+        if mask is not None and mask.shape[-2] > 1:
+            mask = mask[..., -last:, :]
+        attended = F.scaled_dot_product_attention(q[:, :, -last:], k, v, attn_mask=mask)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """A transformer block.
+
+    Rotation and mask are the caller's: they depend on the places only, so one serves all blocks of a forward pass.
+
+    Args:
+        dim: width of the tokens, a multiple of `num_heads`.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLP over `dim`.
+        norm_first: whether the norms come before attention and MLP, on the branches (pre-norm), or after the sums
+            (post-norm, as in BERT and data2vec).
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, norm_first: bool = True) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
+        """Let tokens attend to tokens.
+
+        Args:
+            x: tokens `[B, K, dim]`.
+            by: how queries and keys are rotated; not at all where the tokens hold their positions themselves.
+            mask: which keys each query sees, BoolTensor that broadcasts to `[B, heads, K, K]`, or what is added to the
+                logits, of that shape; every query sees all keys without.
+            last: how many of the last tokens are wanted, where nobody reads the others: these save their MLP. All with
+                zero.
+
+        Returns:
+            `[B, K, dim]`, or `[B, last, dim]`.
+        """
+        if self.norm_first:
+            x = x[:, -last:] + self.attn(self.norm1(x), by, mask, last)
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x[:, -last:] + self.attn(x, by, mask, last))
+        return self.norm2(x + self.mlp(x))
