@@ -41,8 +41,8 @@ class Cockpit(pl.Callback):
     """Lays out TensorBoard's page "Custom scalars", and gives its projector the embeddings of held-out data.
 
     The page has the probes beside the loss, the readings of `CollapseMonitor` below them, and the schedules last. The
-    projector gets the features of the first held-out samples at the end of the fit, with their labels and, of images and
-    clips, with thumbnails (of a clip, the first frame).
+    projector gets the features of the first held-out samples at the end of the fit, with their labels and, of images
+    and clips, with thumbnails (of a clip, the first frame).
 
     Args:
         num_embeddings: images in the projector; 0 for none.

@@ -47,8 +47,8 @@ class CollapseMonitor(pl.Callback):
     Under `collapse/<branch>/<metric>`, for every embedding of the step by its name (`context` and `target` of most
     methods) and every prediction (`prediction`, or `prediction/<name>` of several):
 
-    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the pooled embedding of an image, across the
-      images of the last `every_n_steps` steps (see `jepa_lightning.metrics`);
+    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the pooled embedding of an image, across
+      the images of the last `every_n_steps` steps (see `jepa_lightning.metrics`);
     - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step,
       where an image has several.
 
@@ -67,9 +67,10 @@ class CollapseMonitor(pl.Callback):
     EPYC).
 
     A run has collapsed when, past the first tenth of its training and for three readings in a row, either RankMe of the
-    target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank` (and
-    below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and learn
-    all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`. In the tables "Collapse on purpose" of `recipes/README.md` that is
+    target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank`
+    (and below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and
+    learn all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`.
+    In the tables "Collapse on purpose" of `recipes/README.md` that is
     said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them end with a rank below 6.5 or a cosine of
     0.99 or more; of the others one ends with a rank of 5.7, and the rest with 7.4 or more.
 

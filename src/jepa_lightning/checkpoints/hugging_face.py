@@ -129,8 +129,10 @@ def _vjepa2(encoder: VideoTransformer, predictor: Predictor | None) -> tuple[dic
             f"{encoder.positions}: its features would differ"
         )
     if patch != other_patch or rows != columns:
-        raise ValueError(f"transformers' V-JEPA 2 takes square frames and patches, not {encoder.patch_embed.patch} in a "
-                         f"{encoder.grid} grid")  # fmt: skip
+        raise ValueError(
+            f"transformers' V-JEPA 2 takes square frames and patches, not {encoder.patch_embed.patch} in a "
+            f"{encoder.grid} grid"
+        )
     state = encoder.state_dict()
     config = {
         "architectures": ["VJEPA2Model"],

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jepa_lightning.checkpoints import hugging_face, ijepa, ours, vjepa
-from jepa_lightning.checkpoints.files import Networks, StateDict, read_file
+from jepa_lightning.checkpoints.files import Networks, read_file
 from jepa_lightning.checkpoints.ijepa import OFFICIAL_NETWORKS
 from jepa_lightning.checkpoints.sizes import grid_of_positions
 from jepa_lightning.networks import Predictor, Transformer

@@ -87,8 +87,8 @@ class FrozenProbe(pl.LightningModule):
     which names their file.
 
     Args:
-        encoder: the checkpoint whose encoder is probed, see `FrozenEncoder`; or the `Width` of features that are computed
-            before.
+        encoder: the checkpoint whose encoder is probed, see `FrozenEncoder`; or the `Width` of features that are
+            computed before.
         encoder_options: of `FrozenEncoder`.
         label: the field of the batch that is read off the features; the first label without.
         num_layers: number of blocks of the encoder that are read, from the last one back.

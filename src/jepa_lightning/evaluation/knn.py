@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.callbacks.knn import vote
 from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.callbacks.knn import vote
 from jepa_lightning.evaluation.frozen import OfClasses, Width
 
 

@@ -111,8 +111,8 @@ def evaluate(
     each sample, all test samples included.
 
     Args:
-        encoder: the checkpoint: anything that `load_encoder` reads; or a `JEPA`, of whose `features` the pooled ones are
-            read, without attentive probe and segmentation.
+        encoder: the checkpoint: anything that `load_encoder` reads; or a `JEPA`, of whose `features` the pooled ones
+            are read, without attentive probe and segmentation.
         data: a DataModule of labelled batches with training and test data.
         num_train: training samples that probes are fitted on, at most.
         steps: of a probe's training, on batches of 256.

@@ -8,9 +8,9 @@ import torch
 from lightly.models.modules.heads import LeJEPAProjectionHead
 from torch import Tensor
 
+from jepa_lightning.draws import Rng
 from jepa_lightning.losses import SIGReg
 from jepa_lightning.losses.distributed import check_batch
-from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiViews, Views, take_views
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.jepa import JEPA

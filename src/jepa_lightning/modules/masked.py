@@ -116,8 +116,8 @@ class MaskedJEPA(JEPA):
         grid = tuple(self.context_encoder.grid_of(observation))
         if grid != self.grid and not self.any_size:
             raise ValueError(
-                f"observations {list(observation.shape)} have a grid of {grid} tokens, but the module was built for one "
-                f"of {self.grid}: give module and data the same size (image_size, num_frames)"
+                f"observations {list(observation.shape)} have a grid of {grid} tokens, but the module was built for "
+                f"one of {self.grid}: give module and data the same size (image_size, num_frames)"
             )
         return grid
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.networks.linear import Mlp
 from jepa_lightning.networks.blocks import Block
+from jepa_lightning.networks.linear import Mlp
 from jepa_lightning.networks.tokens import init_transformer, rescale_residuals
 
 

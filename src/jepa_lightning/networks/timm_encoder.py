@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ class TimmEncoder(nn.Module):
     Raises:
         ValueError: a model of timm that is no plain vision transformer.
 
+    >>> import torch
     >>> encoder = TimmEncoder("vit_tiny_patch16_224", image_size=(32, 64))
     >>> encoder.embed_dim, encoder.grid_of(torch.zeros(1, 3, 32, 64))
     (192, (2, 4))
@@ -42,9 +42,10 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"timm's {name!r} is not a plain VisionTransformer: {error}") from error
         if not isinstance(vit, VisionTransformer):
             raise ValueError(f"timm's {name!r} is a {type(vit).__name__}, not a plain VisionTransformer")
-        self.vit: Any = vit
+        self.vit = vit
+        blocks: Any = vit.blocks
         self.embed_dim: int = vit.embed_dim
-        self.depth, self.num_heads = len(self.vit.blocks), self.vit.blocks[0].attn.num_heads
+        self.depth, self.num_heads = len(blocks), blocks[0].attn.num_heads
         self.image_size = tuple(image_size)
 
     def grid_of(self, x: Tensor) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -28,6 +27,7 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     Returns:
         `[B, K, D]` or `[B, M, K, D]`.
 
+    >>> import torch
     >>> gather_tokens(torch.arange(6.0).view(1, 3, 2), torch.tensor([[2, 0]]))
     tensor([[[4., 5.],
              [0., 1.]]])
@@ -48,6 +48,7 @@ def hide_patches(images: Tensor, indices: Tensor, grid: Sequence[int]) -> Tensor
     Returns:
         `[B, C, H, W]`.
 
+    >>> import torch
     >>> hide_patches(torch.ones(1, 1, 2, 2), torch.tensor([[1, 2]]), (2, 2))
     tensor([[[[0., 1.],
               [1., 0.]]]])
