@@ -81,7 +81,7 @@ def _uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
         count *= size
     counter = torch.arange(1, count + 1, device=keys.device) * _signed(_SECOND)
     bits = _mixed(keys + counter) >> 40 & 0xFFFFFF
-    return bits.float().mul_(2.0**-24).view(*keys.shape[:-1], *shape)
+    return bits.float().mul_(2.0**-24).view((*keys.shape[:-1], *shape))
 
 
 def _mixed(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from jepa_lightning.metrics import (
     moments,
     rankme,
 )
-from jepa_lightning.step import Latents, Prediction, Tokens, nearest_future, weighted_mean
+from jepa_lightning.step import Latents, Prediction, Tokens, nearest_future
 
 TOKEN_IMAGES = 8  # images a step whose tokens are looked at
 PATIENCE = 3  # low readings in a row that make a collapse
@@ -133,7 +133,7 @@ class CollapseMonitor(pl.Callback):
         for name, each in latents.predictions.items():
             mean = mean_target(each, trainer).to(each.target.dtype)
             constant[name] = each._replace(prediction=mean.expand_as(each.target))
-            pl_module.log(f"collapse/{branch(name)}/target_cosine", agreement(each), sync_dist=True)
+            pl_module.log(f"collapse/{branch(name)}/target_cosine", agreement(each, trainer))
         energy = pl_module.energy(latents._replace(predictions=constant)).mean()
         pl_module.log("train/constant_loss", energy, sync_dist=True)
         if pairs := students_and_teachers(pl_module):
@@ -206,19 +206,22 @@ def branch(prediction: str) -> str:
 
 def mean_target(each: Prediction, trainer: pl.Trainer) -> Tensor:
     """The mean target `[D]` over the batch of all processes: that of less is closer to each of its targets."""
-    target = each.target.float().flatten(0, -2)
-    weight = target.new_ones(len(target)) if each.weight is None else each.weight.flatten()
-    sums = torch.cat([weight @ target, weight.sum().unsqueeze(0)])
-    sums = trainer.strategy.reduce(sums, reduce_op="sum")
-    return sums[:-1] / sums[-1].clamp(min=torch.finfo(torch.float32).tiny)
+    return mean_over_ranks(each.target.float(), each.weight, trainer)
 
 
-def agreement(each: Prediction) -> Tensor:
-    """The mean cosine of what is predicted and its target; of several futures, of the nearest."""
+def agreement(each: Prediction, trainer: pl.Trainer) -> Tensor:
+    """The mean cosine of what is predicted and its target over the batch of all processes; of futures, the nearest."""
     target = each.target if each.futures is None else each.target.unsqueeze(1)
-    apart = 1 - F.cosine_similarity(each.prediction.float(), target.float(), dim=-1)
-    apart, weight = nearest_future(apart, each)
-    return 1 - weighted_mean(apart, weight, tuple(range(apart.ndim)))
+    apart, weight = nearest_future(1 - F.cosine_similarity(each.prediction.float(), target.float(), dim=-1), each)
+    return 1 - mean_over_ranks(apart.unsqueeze(-1), weight, trainer).squeeze()
+
+
+def mean_over_ranks(values: Tensor, weight: Tensor | None, trainer: pl.Trainer) -> Tensor:
+    """The mean `[D]` of vectors `[B, ..., D]` by weights `[B, ...]`."""
+    vectors = values.flatten(0, -2)
+    weights = vectors.new_ones(len(vectors)) if weight is None else weight.flatten().to(vectors)
+    sums = trainer.strategy.reduce(torch.cat([weights @ vectors, weights.sum().unsqueeze(0)]), reduce_op="sum")
+    return sums[:-1] / torch.where(sums[-1] > 0, sums[-1], 1.0)
 
 
 def across_tokens(tokens: Tokens) -> dict[str, Tensor]:

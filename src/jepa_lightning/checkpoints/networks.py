@@ -57,7 +57,7 @@ def load_networks(module: nn.Module, networks: Networks) -> list[str]:
         ValueError: the checkpoint lacks one of the encoders or the predictor of the module, or has none of its
             networks, or its names or shapes are not those of the module's.
     """
-    names = [name for name, network in module.named_children() if name != "regularizers" and any(network.parameters())]
+    names = [name for name in trained_networks(module) if name != "regularizers"]
     missing = [name for name in names if not networks.states.get(name)]
     lacked = [name for name in missing if name in OFFICIAL_NETWORKS.values()]
     if lacked or len(missing) == len(names):
@@ -69,6 +69,11 @@ def load_networks(module: nn.Module, networks: Networks) -> list[str]:
         if name not in missing:
             load_network(module.get_submodule(name), networks, name)
     return missing
+
+
+def trained_networks(module: nn.Module) -> list[str]:
+    """The names of a module's networks that have parameters."""
+    return [name for name, network in module.named_children() if any(True for _ in network.parameters())]
 
 
 def start_from(module: Any, weights: str | Mapping[str, str]) -> list[str]:
@@ -89,7 +94,7 @@ def start_from(module: Any, weights: str | Mapping[str, str]) -> list[str]:
     """
     if not isinstance(weights, Mapping):
         return load_networks(module, read_networks(weights))
-    names = [name for name, network in module.named_children() if any(network.parameters())]
+    names = trained_networks(module)
     if not weights or (unknown := [name for name in weights if name not in names]):
         wrong = f"has no network {', '.join(unknown)}" if weights else "is given no network to start from"
         raise ValueError(f"{type(module).__name__} {wrong}; weights are given for {', '.join(names)}")

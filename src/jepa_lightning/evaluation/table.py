@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import sys
 import warnings
@@ -23,6 +24,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from jepa_lightning import batches
 from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.checkpoints import read_networks
 from jepa_lightning.evaluation.frozen import Features, FrozenEncoder, Width
 from jepa_lightning.evaluation.held_out import HeldOut, choose
 from jepa_lightning.evaluation.knn import KNNProbe
@@ -32,6 +34,7 @@ from jepa_lightning.evaluation.probes import (
     RegressionProbe,
     SegmentationProbe,
 )
+from jepa_lightning.networks import build_network
 
 _BATCH_SIZE = 256
 
@@ -138,16 +141,21 @@ def evaluate(
         readers: list[_Reader]
         options = dict(encoder_options or {})
         if isinstance(encoder, str):
-            size = batches.observations(first)[0].shape[2:]
-            options = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {}) | options
+            chosen, size = read_networks(encoder).options.get("encoder"), batches.observations(first)[0].shape[2:]
+            if chosen is None:
+                told = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
+                options = told | options
             frozen = [FrozenEncoder(encoder, 1, options) for _ in range(2)]
             for each in frozen:
                 each.layers = min(4, each.depth)
-            frozen[1].encoder.init_weights()
+            if chosen is None:
+                frozen[1].encoder.init_weights()
+            else:
+                frozen[1].encoder = build_network(chosen).eval()
             readers = [partial(_encoder_features, each.to(device)) for each in frozen]
             grid = frozen[0].grid
         else:
-            modules = [encoder, type(encoder)(**encoder.hparams)]
+            modules = [encoder, built_anew(encoder)]
             readers = [partial(_module_features, each.to(device).eval()) for each in modules]
             grid = ()
         parts = {
@@ -176,6 +184,13 @@ def evaluate(
                 "classes integers [N, H, W], and numbers floating point [N, ...], finite in all samples"
             )
         return readings
+
+
+def built_anew(module: Any) -> Any:
+    """A module of the same class and options, untrained."""
+    known = inspect.signature(type(module)).parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    return type(module)(**{name: value for name, value in module.hparams.items() if takes_all or name in known})
 
 
 _Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
