@@ -190,7 +190,9 @@ def built_anew(module: Any) -> Any:
     """A module of the same class and options, untrained."""
     known = inspect.signature(type(module)).parameters
     takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
-    return type(module)(**{name: value for name, value in module.hparams.items() if takes_all or name in known})
+    # Lightning's CLI leaves a note of its own among the options, whose name begins with `_`.
+    options = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+    return type(module)(**{name: value for name, value in options.items() if takes_all or name in known})
 
 
 _Reader = Callable[[Any], tuple[Tensor, Tensor | None]]

@@ -230,7 +230,7 @@ class TrainingModule(ResumableModule):
         if self.weights is None or self.trainer.ckpt_path is not None:
             return
         if anew := start_from(self, self.weights):
-            rank_zero_warn(f"{', '.join(anew)} start anew: {self.weights} holds no such networks")
+            rank_zero_warn(f"{self.weights} holds no weights for {', '.join(anew)}: these start anew")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
         """Load the weights of a checkpoint.

@@ -16,13 +16,14 @@ def build_network(configuration: Mapping[str, Any]) -> nn.Module:
     """The network of a configuration, as a recipe writes it.
 
     Args:
-        configuration: `{"class_path": …, "init_args": {…}}`; a class of `jepa_lightning.networks` goes by its name.
+        configuration: `{"class_path": …, "init_args": {…}}`, with the full path of the class.
 
     Raises:
         ValueError: other entries, or a path under which there is no `nn.Module`.
         TypeError: an argument that the class does not have, or lacks.
 
-    >>> build_network({"class_path": "VisionTransformer", "init_args": {"embed_dim": 48, "depth": 1}}).embed_dim
+    >>> path = "jepa_lightning.networks.VisionTransformer"
+    >>> build_network({"class_path": path, "init_args": {"embed_dim": 48, "depth": 1}}).embed_dim
     48
     """
     if not isinstance(configuration, Mapping) or "class_path" not in configuration:
@@ -32,7 +33,7 @@ def build_network(configuration: Mapping[str, Any]) -> nn.Module:
     path, arguments = str(configuration["class_path"]), dict(configuration.get("init_args") or {})
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module or "jepa_lightning.networks"), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"there is no class {path}: {error}") from error
     # A path may come out of a checkpoint: what is no network is not called.
