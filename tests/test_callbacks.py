@@ -28,6 +28,7 @@ from jepa_lightning.callbacks import (
     Throughput,
 )
 from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_latents
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 from jepa_lightning.networks import gather_tokens
 
@@ -136,7 +137,9 @@ def test_knn_by_brute_force(k: int, bank_size: int, temperature: float, source: 
     trainer.fit(tiny(), loader(LabelledImages(60)), DataLoader(Later(80), 16))
 
     def inputs(steps: list[tuple[Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        read = [b.image.flatten(1) if source == "observation" else o["latents"].features.mean(1) for o, b in steps]
+        read = [
+            b.image.flatten(1) if source == "observation" else o["latents"].features.values.mean(1) for o, b in steps
+        ]
         return torch.cat(read).double().numpy(), torch.cat([batch.other for _, batch in steps]).numpy()
 
     bank, labels = (part[-bank_size:] for part in inputs(record.train))
@@ -268,19 +271,15 @@ def test_regression_in_any_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("probe", "data", "message"),
     [
-        (
-            LinearProbe(4),
-            Bare(),
-            "the probe 'linear': there is no label at the second place in a batch, which has none",
-        ),
-        (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "at the second place"),
-        (LinearProbe(4, label="colour"), LabelledImages(8), "label colour.* the fields image, label, other"),
-        (LinearProbe(4, label="colour"), Bare(), "there is no label colour"),
-        (KNNProbe("mine"), FloatLabels(8), r"the probe 'mine' wants one class an image, integers.*float32 \[8\]"),
+        (LinearProbe(4), Bare(), "the probe 'linear': there is no label in a batch, which has none"),
+        (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "there is no label in a batch"),
+        (LinearProbe(4, label="colour"), LabelledImages(8), "label 'colour'.* the labels label, other"),
+        (LinearProbe(4, label="colour"), Bare(), "there is no label 'colour'"),
+        (KNNProbe("mine"), FloatLabels(8), r"the probe 'mine': expected one class a sample, integers.*float32 \[8\]"),
         (LinearProbe(4, label="image"), LabelledImages(8), r"float32 \[8, 3, 16, 16\]"),
-        (LinearProbe(3), LabelledImages(8), "'linear' has 3 classes, but a label is 3"),
-        (RegressionProbe(3), Placed(8), r"'regression' wants 3 finite numbers .*float32 \[8, 2, 2\] with others"),
-        (RegressionProbe(2), LabelledImages(8), r"'regression' wants 2 finite numbers .*int64 \[8\]"),
+        (LinearProbe(3), LabelledImages(8), "'linear': labels from 0 to 3 do not fit the 3 classes"),
+        (RegressionProbe(3), Placed(8), r"'regression': expected 3 finite numbers .*float32 \[8, 2, 2\] with some"),
+        (RegressionProbe(2), LabelledImages(8), r"'regression': expected 2 finite numbers .*int64 \[8\]"),
     ],
 )
 def test_labels_that_do_not_fit(probe: Any, data: Any, message: str, tmp_path: Path) -> None:
@@ -297,14 +296,20 @@ def test_labels_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
 
     record = Record()
     trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1, callbacks=[record, LinearProbe(3)])
-    with pytest.raises(ValueError, match="'linear' has 3 classes, but a label is 3"):
+    with pytest.raises(ValueError, match="'linear': labels from 0 to 3 do not fit the 3 classes"):
         trainer.fit(tiny(), loader(Rare(32)), loader(LabelledImages(8)))
     assert not record.train
 
 
+@pytest.mark.parametrize("probe", [LinearProbe(4, source="pixels"), KNNProbe(source="pixels")])
+def test_a_source_that_there_is_not(probe: Any, tmp_path: Path) -> None:
+    """Which embeddings a method has, its first step tells."""
+    with pytest.raises(ValueError, match=r"reads 'pixels'.* among observation, features, context, target"):
+        quiet_trainer(tmp_path, max_epochs=1, callbacks=[probe]).fit(tiny(), loader(LabelledImages(8)))
+
+
 def test_rejected_options() -> None:
     for call, message in (
-        (lambda: LinearProbe(4, source="pixels"), "source must be"),  # type: ignore[arg-type]
         (lambda: KNNProbe(k=0), "must be positive"),
         (lambda: CollapseMonitor(0), "every_n_steps must be at least 1"),
         (lambda: LatentPictures(0), "num_images must be at least 1"),
@@ -388,8 +393,8 @@ def test_collapse_monitor_against_numpy(tmp_path: Path) -> None:
     assert set(logged) >= TAGS | {"train/constant_loss"}
     steps = [outputs["latents"] for outputs, _ in record.train[2:]]
     branches = {
-        "context": [latents.context for latents in steps],
-        "target": [latents.features for latents in steps],
+        "context": [latents.embeddings["context"].values for latents in steps],
+        "target": [latents.features.values for latents in steps],
         "prediction": [latents.prediction.flatten(1, 2) for latents in steps],
     }
     for branch, tokens in branches.items():
@@ -411,8 +416,11 @@ class WhereNotWhat(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed_dim, self.grid = 16, (4, 4)
+        self.embed_dim = 16
         self.place = nn.Parameter(torch.randn(1, 16, 16))
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return 4, 4
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         tokens = self.place.expand(len(x), -1, -1) + 0.0 * x.mean()
@@ -429,7 +437,7 @@ def test_an_encoder_of_positions_is_dead_across_images(tmp_path: Path) -> None:
     for module in (CollapsedJEPA, IJEPA):
         torch.manual_seed(0)
         trainer = quiet_trainer(tmp_path, max_steps=2, callbacks=[CollapseMonitor(every_n_steps=2)])
-        trainer.fit(module(**TINY, lr=1e-6, start_lr=1e-6), loader(random_images(64, 16), 32))
+        trainer.fit(module(**TINY, predictor_num_heads=2, lr=1e-6, start_lr=1e-6), loader(random_images(64, 16), 32))
         monitored[module] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     dead, alive = monitored[CollapsedJEPA], monitored[IJEPA]
     assert dead["collapse/target/token_std"] > 0.5
@@ -455,7 +463,7 @@ def test_drawn_pixels() -> None:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 96, 96)
     images[:, :, 0, 0], images[:, :, 0, 1] = 0.0, 1.0  # of unit range already
-    masks = MultiBlockMasking(2)(2, (4, 4), torch.Generator().manual_seed(0))
+    masks = MultiBlockMasking(2)(2, (4, 4), rng=Rng(0, batch_size=2))
     masks = Masks(masks.context, masks.targets)
     features = torch.randn(2, 16, 8)
     picture = draw_latents(images, masks, features, (4, 4))
@@ -489,7 +497,7 @@ def test_drawn_pixels() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_pictures_of_any_channels(channels: int) -> None:
-    masks = MultiBlockMasking()(3, (4, 6), torch.Generator().manual_seed(0))
+    masks = MultiBlockMasking()(3, (4, 6), rng=Rng(0, batch_size=3))
     images = random_images(3, (16, 24), channels)
     picture = draw_latents(images, masks, torch.randn(3, 24, 2), (4, 6))
     assert picture.shape == (3, 3 * (64 + 2) + 2, 4 * (96 + 2) + 2)
@@ -511,12 +519,12 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
     assert [image.step for image in images] == [2, 4]
     assert len(record.val) == 2
     for event, (outputs, batch) in zip(images, record.val, strict=True):
-        masks, features = outputs["masks"], outputs["latents"].features[:3]
+        masks, features = outputs["drawn"], outputs["latents"].features.values[:3]
         drawn = draw_latents(batch.image[:3], masks, features, (4, 4))
         read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
         assert (read - drawn).abs().max() < 1.5 / 255
     (first, _), (second, _) = record.val
-    assert torch.equal(first["masks"].context, second["masks"].context)
+    assert torch.equal(first["drawn"].context, second["drawn"].context)
 
 
 class Slow(LabelledImages):
@@ -557,11 +565,11 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     result = {
         "module": module.state_dict(),
         "students": record.students,
-        "masks": [tuple(outputs["masks"]) for outputs, _ in record.train],
+        "masks": [tuple(outputs["drawn"]) for outputs, _ in record.train],
         "images": [batch.image for _, batch in record.train],
-        "features": [outputs["latents"].features for outputs, _ in record.train],
+        "features": [outputs["latents"].features.values for outputs, _ in record.train],
         "labels": [batch.other for _, batch in record.train],
-        "val_features": [outputs["latents"].features for outputs, _ in record.val],
+        "val_features": [outputs["latents"].features.values for outputs, _ in record.val],
         "val_labels": [batch.other for _, batch in record.val],
         "heads": [probe.state_dict()["head"] for probe in probes[:2]],
         "scale": probes[1].state_dict()["scale"]["total"],
@@ -647,7 +655,7 @@ def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     assert a["logged"]["collapse/target/rankme"] == pytest.approx(numpy_rankme(features), rel=1e-3)
 
     class Together(PlainSteps):
-        def draw_masks(self, batch_size: int, batch_idx: int, grid: Any = None) -> Masks:
+        def draw(self, batch: Any, rng: Rng) -> Masks:
             step = self.trainer.global_step
             return Masks(*(torch.cat(pair) for pair in zip(a["masks"][step], b["masks"][step], strict=True)))
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor
 
-from jepa_lightning import IJEPA, Latents
+from jepa_lightning import IJEPA, Latents, Prediction, Tokens
 from jepa_lightning.callbacks import Cockpit, CollapseError, CollapseMonitor, KNNProbe, LatentPictures
 from jepa_lightning.callbacks.cockpit import LAYOUT
 from jepa_lightning.callbacks.collapse import across_images, draw_spectra
@@ -27,16 +27,20 @@ class Staged(IJEPA):
     def __init__(self, collapse_at: int = 10**9, branch: str = "target", **options: Any) -> None:
         super().__init__(**options)
 
-    def latents(self, observation: Tensor, masks: Any = None) -> Latents:
-        latents = super().latents(observation, masks)
-        spread = torch.randn_like(latents.features)
+    def latents(self, batch: Any, drawn: Any = None) -> Latents:
+        latents = super().latents(batch, drawn)
+        spread = torch.randn_like(latents.features.values)
         prediction = latents.prediction * 0 + torch.randn_like(latents.prediction)
         if self.global_step >= self.hparams.collapse_at:
             if self.hparams.branch == "target":
                 spread = torch.ones_like(spread) + 1e-3 * spread
             else:
                 prediction = prediction * 1e-3 + 1.0
-        return latents._replace(features=spread, prediction=prediction)
+        return Latents(
+            {"": Prediction(prediction, latents.target)},
+            latents.embeddings | {"target": Tokens(spread)},
+            Tokens(spread),
+        )
 
 
 def run(folder: Path, monitor: CollapseMonitor, steps: int = 40, **options: Any) -> Any:
@@ -62,9 +66,9 @@ def test_a_collapse_stops_the_run_or_is_an_error(tmp_path: Path, branch: str) ->
 
 def test_a_second_collapse_is_no_news(tmp_path: Path) -> None:
     class Twice(Staged):
-        def latents(self, observation: Tensor, masks: Any = None) -> Latents:
+        def latents(self, batch: Any, drawn: Any = None) -> Latents:
             self.hparams.collapse_at = 0 if self.global_step // 10 in (1, 3) else 10**9
-            return super().latents(observation, masks)
+            return super().latents(batch, drawn)
 
     trainer = quiet_trainer(tmp_path, max_steps=40, callbacks=[CollapseMonitor(1)])
     with pytest.warns(UserWarning, match="until step 13") as caught:
@@ -81,9 +85,9 @@ def test_health_is_silent(tmp_path: Path) -> None:
         run(tmp_path, CollapseMonitor(1, "raise", min_rank=10**6))  # lower than that, but not than at first
 
         class Early(Staged):
-            def latents(self, observation: Tensor, masks: Any = None) -> Latents:
+            def latents(self, batch: Any, drawn: Any = None) -> Latents:
                 self.hparams.collapse_at = 0 if self.global_step < 4 else 10**9
-                return super().latents(observation, masks)
+                return super().latents(batch, drawn)
 
         trainer = quiet_trainer(tmp_path, max_steps=40, callbacks=[CollapseMonitor(1, "raise")])
         trainer.fit(Early(branch="prediction", **TINY), loader(random_images(320), 8))
@@ -148,7 +152,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
     class Kept(IJEPA):
         def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            kept.append(outputs["latents"].features.mean(1))
+            kept.append(outputs["latents"].features.values.mean(1))
 
     logger = TensorBoardLogger(tmp_path)
     callbacks = [CollapseMonitor(2), Cockpit(num_embeddings=12), KNNProbe()]

@@ -60,7 +60,7 @@ def classes_of(maps: Tensor, grid: tuple[int, int]) -> list[int]:
 
 
 def tokens_of(steps: list[tuple[Any, Any]]) -> Tensor:
-    return torch.cat([outputs["latents"].features.flatten(0, 1) for outputs, _ in steps])
+    return torch.cat([outputs["latents"].features.values.flatten(0, 1) for outputs, _ in steps])
 
 
 def maps_of(steps: list[tuple[Any, Any]]) -> Tensor:
@@ -173,9 +173,9 @@ def test_maps_that_the_grid_does_not_divide(probe: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.zeros(8, 16, 16), r"one class an image, integers \[B\], or one a pixel, \[B, H, W\], got torch.float32"),
+        (torch.zeros(8, 16, 16), r"one class a sample, integers \[B\], or one a pixel, \[B, H, W\], got torch.float32"),
         (torch.zeros(8, 1, 16, 16, dtype=torch.long), r"torch.int64 \[8, 1, 16, 16\]"),
-        (torch.full((8, 16, 16), 4), "'linear' has 4 classes, but a label is 4"),
+        (torch.full((8, 16, 16), 4), "'linear': labels from 4 to 4 do not fit the 4 classes"),
     ],
 )
 def test_maps_that_do_not_fit(labels: Tensor, message: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from jepa_lightning import IJEPA
@@ -65,20 +64,21 @@ def test_ranks_draw_for_their_own_samples(ranks: int) -> None:
     assert len({rng.generator().initial_seed() for rng in several}) == ranks
 
 
-def test_they_are_uniform_and_independent() -> None:
-    numbers = Rng(3, 2000).sample(50)
-    assert numbers.dtype == torch.float32
-    assert float(numbers.min()) >= 0
-    assert float(numbers.max()) < 1
-    assert stats.kstest(numbers.flatten().numpy(), "uniform").pvalue > 1e-3
-    assert (
-        stats.kstest(torch.cat([Rng(3, 1, batch=b).sample(4) for b in range(5000)]).flatten(), "uniform").pvalue > 1e-3
-    )
-    for pairs in (numbers.T[:40], numbers[:40]):  # over samples, over numbers
-        correlations = torch.corrcoef(pairs).triu(1).abs().max()
-        assert float(correlations) < 5 / pairs.shape[1] ** 0.5
-    seeds = torch.stack([Rng(seed, 1).sample(200)[0] for seed in range(40)])
-    assert float(torch.corrcoef(seeds).triu(1).abs().max()) < 5 / 200**0.5
+def test_numbers_are_uniform_and_independent() -> None:
+    """Along samples, along a sample's numbers, and from batch to batch, epoch to epoch and seed to seed."""
+    size = 4096
+    columns = [Rng(0, size).sample(8), Rng(0, size, batch=1).sample(2), Rng(0, size, epoch=1).sample(2)]
+    columns += [Rng(1, size).sample(2), Rng(0, 8).shared(size, 2), Rng(0, size).sample(8).roll(1, 0)]
+    columns.append(torch.stack([Rng(seed, 1).sample(2)[0] for seed in range(size)]))
+    columns.append(torch.stack([Rng(0, 1, batch=batch).sample(2)[0] for batch in range(size)]))
+    columns.append(torch.stack([Rng(0, 1, epoch=epoch).shared(2) for epoch in range(size)]))
+    numbers = torch.cat(columns, dim=1).double()
+    assert 0 <= numbers.min() < 1e-3
+    assert 0.999 < numbers.max() < 1
+    counts = torch.stack([(numbers * 32).floor().eq(cell).sum(0) for cell in range(32)]).double()
+    chi_square = ((counts - size / 32).square() / (size / 32)).sum(0)  # of 31 degrees of freedom
+    assert (chi_square - 31).abs().max() < 5 * (2 * 31) ** 0.5
+    assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 5 / size**0.5
 
 
 def test_fresh_ones_follow_torchs_generator() -> None:

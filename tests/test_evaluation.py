@@ -148,7 +148,7 @@ def test_the_encoder_stays_frozen(images: str) -> None:
 
 @pytest.mark.parametrize("layers", [0, 5])
 def test_layers_that_the_encoder_does_not_have(images: str, layers: int) -> None:
-    with pytest.raises(ValueError, match=f"has 4 blocks: its last {layers} cannot be read"):
+    with pytest.raises(ValueError, match=f"has 4 blocks that can be read: its last {layers} cannot"):
         FrozenEncoder(images, layers)
 
 
@@ -377,16 +377,20 @@ X, MAP = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long)
     [
         (LinearProbe, torch.zeros(4), r"expected one class a sample, integers \[B\], got torch.float32 \[4\]"),
         (LinearProbe, MAP, r"expected one class a sample, integers \[B\], got torch.int64 \[4, 16, 16\]"),
-        (LinearProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit num_classes=3"),
-        (LinearProbe, torch.tensor([0, 1, 2, -2]), "labels from -2 to 2 do not fit num_classes=3"),
+        (LinearProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
+        (LinearProbe, torch.tensor([0, 1, 2, -2]), "labels from -2 to 2 do not fit the 3 classes"),
         (AttentiveProbe, torch.zeros(4, 1), r"expected one class a sample, integers \[B\]"),
-        (KNNProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit num_classes=3"),
+        (KNNProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
         (FineTuning, torch.zeros(4), r"expected one class a sample, integers \[B\]"),
         (SegmentationProbe, MAP[:, 0, 0], r"expected maps of classes, integers \[B, H, W\], got torch.int64 \[4\]"),
-        (SegmentationProbe, MAP.float(), r"expected maps of classes, integers \[B, H, W\], got torch.float32"),
-        (SegmentationProbe, MAP + 3, "labels from 3 to 3 do not fit num_classes=3"),
-        (RegressionProbe, torch.zeros(4, 2), r"expected 3 finite numbers a sample, got \[4, 2\]"),
-        (RegressionProbe, torch.full((4, 3), torch.nan), r"expected 3 finite numbers a sample, got \[4, 3\]"),
+        (SegmentationProbe, MAP.float(), r"expected .*integers .*\[B, H, W\], got torch.float32"),
+        (SegmentationProbe, MAP + 3, "labels from 3 to 3 do not fit the 3 classes"),
+        (RegressionProbe, torch.zeros(4, 2), r"expected 3 finite numbers a sample.* got torch.float32 \[4, 2\]"),
+        (
+            RegressionProbe,
+            torch.full((4, 3), torch.nan),
+            r"expected 3 finite numbers a sample.* got torch.float32 \[4, 3\]",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(images: str, build: Any, label: Tensor, message: str) -> None:
@@ -395,9 +399,9 @@ def test_labels_that_do_not_fit(images: str, build: Any, label: Tensor, message:
 
 
 def test_batches_without_the_label(images: str) -> None:
-    with pytest.raises(ValueError, match="there is no label at the second place in a batch"):
+    with pytest.raises(ValueError, match="there is no label in a batch, which has none"):
         LinearProbe(images, 3).training_step(X, 0)
-    with pytest.raises(ValueError, match="there is no label kind in a batch, which has the fields image, label, other"):
+    with pytest.raises(ValueError, match="there is no label 'kind' in a batch, which has the labels label, other"):
         KNNProbe(images, 3, "kind").training_step(next(iter(loader(LabelledImages(4)))), 0)
 
 
@@ -408,7 +412,7 @@ def test_batches_without_the_label(images: str) -> None:
         (LinearProbe, {"lrs": [0.0]}, r"expected rates above zero and decays from zero on, got \[0.0\]"),
         (LinearProbe, {"weight_decays": [-1.0]}, "expected rates above zero"),
         (LinearProbe, {"optimizer": "sgd"}, "optimizer must be 'lars' or 'adamw', got 'sgd'"),
-        (LinearProbe, {"layers": [1, 6]}, "has 4 blocks: its last 6 cannot be read"),
+        (LinearProbe, {"layers": [1, 6]}, "has 4 blocks that can be read: its last 6 cannot"),
         (AttentiveProbe, {"num_heads": 3}, "a width of 16 cannot be split among 3 heads"),
         (KNNProbe, {"k": [0]}, "k and temperature must be positive"),
         (KNNProbe, {"temperature": 0.0}, "k and temperature must be positive"),
@@ -798,7 +802,7 @@ def test_splits_that_do_not_fit(tmp_path: Path) -> None:
         HeldOut(Everything(), shots=0)
     with pytest.raises(ValueError, match="of 40 training samples 40 are kept and 0 held out"):
         HeldOut(Everything(), 0.001).setup("fit")
-    with pytest.raises(ValueError, match="there is no label size in a batch"):
+    with pytest.raises(ValueError, match="there is no label 'size' in a batch"):
         HeldOut(shapes(tmp_path, num_workers=0), shots=1, label="size").setup("fit")
     several = HeldOut(video_folder(tmp_path, num_workers=0, num_clips=2), 0.25, shots=1)
     with pytest.raises(ValueError, match="24 labels for 12 training samples"):

@@ -20,6 +20,7 @@ from jepa_lightning.callbacks import EMATargetEncoder
 from jepa_lightning.cli import main
 from jepa_lightning.masking import Masks
 from jepa_lightning.networks import TimmEncoder, VisionTransformer, gather_tokens, hide_patches
+from jepa_lightning.step import Latents
 
 
 def tiny(**options: Any) -> IJEPA:
@@ -43,6 +44,10 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def context_of(latents: Latents) -> Tensor:
+    return latents.embeddings["context"].values
+
+
 # --- Networks and step -----------------------------------------------------------------------------------------------
 
 
@@ -64,12 +69,14 @@ def test_sizes(image_size: Any, patch_size: Any, channels: int) -> None:
     rows, columns = [image_size] * 2 if isinstance(image_size, int) else image_size
     patch = [patch_size] * 2 if isinstance(patch_size, int) else patch_size
     grid = (rows // patch[0], columns // patch[1])
-    assert module.context_encoder.grid == grid
-    latents = module.latents(random_images(3, (rows, columns), channels))
-    masks = module.draw_masks(3, 0)
-    assert latents.context.shape == (3, masks.context.shape[1], 16)
+    images = random_images(3, (rows, columns), channels)
+    assert module.context_encoder.grid == module.grid == module.context_encoder.grid_of(images) == grid
+    latents = module.latents(images)
+    masks = module.draw(images, module.rng(3, 0))
+    assert latents.embeddings["context"].values.shape == (3, masks.context.shape[1], 16)
     assert latents.prediction.shape == latents.target.shape == (3, *masks.targets.shape[1:], 16)
-    assert latents.features.shape == (3, grid[0] * grid[1], 16)
+    assert latents.features.values.shape == (3, grid[0] * grid[1], 16)
+    torch.testing.assert_close(latents.embeddings["target"], latents.features, rtol=0, atol=0)
     module.loss(latents)["loss"].backward()
 
 
@@ -113,7 +120,9 @@ def test_other_resolutions() -> None:
     larger.load_state_dict(weights(module.context_encoder) | {"pos_embed": larger.pos_embed})
     images = random_images(2, (24, 32))
     assert torch.equal(module.context_encoder(images), larger(images))
-    with pytest.raises(ValueError, match=r"\[2, 3, 24, 32\] give 48 tokens.*grid of 4x4: give it the image_size"):
+    with pytest.raises(
+        ValueError, match=r"\[2, 3, 24, 32\] have a grid of \(6, 8\) .* built for one of \(4, 4\): .*image_size"
+    ):
         module.latents(images)
     for shape in ((2, 1, 16, 16), (2, 3, 18, 16), (3, 16, 16)):
         with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\] with H a multiple of 4"):
@@ -124,22 +133,24 @@ def test_the_context_does_not_see_hidden_pixels() -> None:
     module = tiny()
     eager(module.context_encoder)
     eager(module.predictor)
-    images, masks = random_images(3), module.draw_masks(3, 0)
+    images = random_images(3)
+    masks = module.draw(images, module.rng(3, 0))
     visible = hide_patches(torch.ones(3, 1, 16, 16), masks.context, (4, 4)).bool()
     assert visible.float().mean() == 0.25
     before = module.latents(images, masks)
     after = module.latents(torch.where(visible, images, torch.full_like(images, 9.0)), masks)
-    assert torch.equal(before.context, after.context)
+    assert torch.equal(context_of(before), context_of(after))
     assert torch.equal(before.prediction, after.prediction)
     assert not torch.allclose(before.target, after.target)
-    assert not torch.allclose(before.context, module.latents(images + visible, masks).context)
+    assert not torch.allclose(context_of(before), context_of(module.latents(images + visible, masks)))
 
 
 def test_blocks_are_predicted_apart() -> None:
     """A block's prediction depends on the context and its own places, not on the other blocks."""
     module = tiny()
     eager(module.predictor)
-    images, masks = random_images(3), module.draw_masks(3, 0)
+    images = random_images(3)
+    masks = module.draw(images, module.rng(3, 0))
     together = module.latents(images, masks).prediction
     for block in range(4):
         alone = module.latents(images, Masks(masks.context, masks.targets[:, block : block + 1])).prediction
@@ -174,21 +185,46 @@ def test_energy_and_loss(distance: Any, reference: Any) -> None:
 
 
 def test_masks_follow_seed_epoch_batch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tiny().train()
-    module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
-
-    def drawn(batch_idx: int = 0, epoch: int = 0, rank: int = 0, seed: int = 1) -> Tensor:
+    def drawn(
+        batch_idx: int = 0, epoch: int = 0, rank: int = 0, seed: int = 1, ranks: int = 2, training: bool = True
+    ) -> Tensor:
+        module = tiny().train(training)
+        alone = SimpleNamespace(broadcast=lambda seed: seed)
+        module._trainer = SimpleNamespace(world_size=ranks, strategy=alone)  # type: ignore[assignment]
         torch.manual_seed(seed)
         torch.rand(3)  # how far the generator has come plays no part
         monkeypatch.setattr(IJEPA, "current_epoch", epoch)
         monkeypatch.setattr(IJEPA, "global_rank", rank)
-        return module.draw_masks(64, batch_idx).context
+        size = 128 // ranks
+        masks = module.draw(torch.zeros(size, 3, 16, 16), module.rng(size, batch_idx))
+        return torch.cat([masks.context, masks.targets.flatten(1)], dim=1)
 
     assert torch.equal(drawn(), drawn())
     others = (drawn(batch_idx=1), drawn(epoch=1), drawn(rank=1), drawn(seed=2))
     assert not any(torch.equal(drawn(), other) for other in others)
-    module.eval()
-    assert torch.equal(drawn(epoch=0), drawn(epoch=1))  # validation losses of epochs compare
+    # A rank draws its own samples, and one process those of two in turns.
+    one = drawn(ranks=1)
+    for rank in range(2):
+        assert torch.equal(one[rank::2], drawn(rank=rank))
+    # Validation losses of epochs compare.
+    assert torch.equal(drawn(epoch=0, training=False), drawn(epoch=1, training=False))
+    assert not torch.equal(drawn(training=False), drawn(batch_idx=1, training=False))
+    assert not torch.equal(drawn(training=False), drawn(rank=1, training=False))
+
+
+def test_processes_agree_on_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has seeded them alike, all take the first one's."""
+    monkeypatch.setattr(IJEPA, "current_epoch", 0)
+    numbers = []
+    for rank in range(2):
+        module = tiny()
+        first = SimpleNamespace(broadcast=lambda seed: 7)
+        module._trainer = SimpleNamespace(world_size=2, strategy=first)  # type: ignore[assignment]
+        monkeypatch.setattr(IJEPA, "global_rank", rank)
+        torch.manual_seed(100 + rank)
+        numbers.append(module.rng(4, 3))
+    assert torch.equal(numbers[0].shared(9), numbers[1].shared(9))
+    assert not torch.equal(numbers[0].sample(9), numbers[1].sample(9))
 
 
 # --- Options and checkpoints -----------------------------------------------------------------------------------------
@@ -276,13 +312,16 @@ class ConvNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed_dim, self.grid = 16, (4, 4)
+        self.embed_dim = 16
         self.net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 16, 3, padding=1))
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return x.shape[-2] // 4, x.shape[-1] // 4
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         if indices is None:
             return self.net(x).flatten(2).mT
-        return gather_tokens(self.net(hide_patches(x, indices, self.grid)).flatten(2).mT, indices)
+        return gather_tokens(self.net(hide_patches(x, indices, self.grid_of(x))).flatten(2).mT, indices)
 
 
 class Recurrent(nn.Module):
@@ -290,9 +329,12 @@ class Recurrent(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed_dim, self.grid = 16, (4, 4)
+        self.embed_dim = 16
         self.place = nn.Parameter(torch.randn(1, 16, 48))
         self.gru = nn.GRU(48, 16, batch_first=True)
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return x.shape[-2] // 4, x.shape[-1] // 4
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         patches = F.unfold(x, 4, stride=4).mT + self.place
@@ -322,14 +364,17 @@ class TimmJEPA(IJEPA):
 @pytest.mark.parametrize(("module", "size"), [(IJEPA, 16), (ConvJEPA, 16), (RecurrentJEPA, 16), (TimmJEPA, 64)])
 def test_other_encoders_train(module: type[IJEPA], size: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    jepa = module(**TINY | {"image_size": size, "lr": 3e-3, "start_lr": 3e-3, "momentum": (0.99, 1.0)})
+    sizes = {} if module is IJEPA else dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads"))
+    options = {name: value for name, value in TINY.items() if name not in sizes} | {"predictor_num_heads": 2}
+    jepa = module(**options | {"image_size": size, "lr": 3e-3, "start_lr": 3e-3, "momentum": (0.99, 1.0)})
     images = random_images(8, size)
-    masks = jepa.draw_masks(8, 0)
+    masks = jepa.draw(images, jepa.rng(8, 0))
     visible = hide_patches(torch.ones(8, 1, size, size), masks.context, (4, 4)).bool()
     jepa.eval()
     with torch.no_grad():
         hidden_changed = torch.where(visible, images, images + 1.0)
-        assert torch.equal(jepa.latents(images, masks).context, jepa.latents(hidden_changed, masks).context)
+        contexts = [context_of(jepa.latents(each, masks)) for each in (images, hidden_changed)]
+        assert torch.equal(*contexts)
         before = jepa.loss(jepa.latents(images, masks))["loss"]
     teacher = weights(jepa.target_encoder)
     trainer = quiet_trainer(tmp_path, max_epochs=40)
@@ -486,7 +531,8 @@ class OwnOptimizer(IJEPA):
 def test_fused_optimizer(precision: str, fused: bool) -> None:
     """Not with a gradient scaler: Lightning then refuses to clip, and we would clip gradients that are still scaled."""
     module = tiny()
-    module._trainer = SimpleNamespace(estimated_stepping_batches=4, precision=precision)  # type: ignore[assignment]
+    ends = {"max_epochs": -1, "max_steps": 4, "global_step": 0, "optimizers": []}
+    module._trainer = SimpleNamespace(**ends, lightning_module=module, precision=precision)  # type: ignore[assignment]
     optimizer = module.configure_optimizers()["optimizer"]
     assert optimizer.defaults["fused"] is fused
 

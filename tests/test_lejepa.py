@@ -15,13 +15,14 @@ from lightly.loss.lejepa_loss import lejepa_invariance_loss
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from jepa_lightning import LeJEPA, load_encoder
 from jepa_lightning.callbacks import CollapseMonitor, EMATargetEncoder, KNNProbe, LatentPictures, LinearProbe
 from jepa_lightning.callbacks.pictures import draw_latents
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiViews, Views, take_views
 
 TINY: dict[str, Any] = {
@@ -49,7 +50,7 @@ def tiny(**options: Any) -> LeJEPA:
 
 
 def drawn(views: MultiViews, batch_size: int = 500, seed: int = 0) -> Views:
-    return views(batch_size, (4, 4), Generator().manual_seed(seed))
+    return views(batch_size, Rng(seed, batch_size))
 
 
 # --- Boxes and colours -----------------------------------------------------------------------------------------------
@@ -132,8 +133,19 @@ def test_views_follow_the_generator() -> None:
     for one, same, different in zip(first, again, other, strict=True):
         assert torch.equal(one, same)
         assert not (one[..., :1] == different[..., :1]).any()
+    for rank in range(2):  # a rank draws its own, and one process those of two in turns
+        for whole, half in zip(first, masking(4, Rng(1, 4, rank=rank, ranks=2)), strict=True):
+            assert torch.equal(whole[rank::2], half)
     torch.manual_seed(1)
-    assert torch.equal(masking(8, (4, 4)).boxes, first.boxes)
+    state = torch.get_rng_state()
+    drawn(masking, 8)
+    assert torch.equal(torch.get_rng_state(), state)  # given numbers are the only source
+    fresh = masking(8)
+    torch.manual_seed(1)
+    assert torch.equal(masking(8).boxes, fresh.boxes)
+    assert not torch.equal(masking(8).boxes, fresh.boxes)
+    with pytest.raises(ValueError, match="draws for 4 samples"):
+        masking(8, Rng(1, 4))
     assert len(set(first.boxes[..., 0].flatten().tolist())) == 8 * 8
 
 
@@ -269,15 +281,15 @@ def lightlys_loss(module: LeJEPA) -> LeJEPALoss:
 @pytest.mark.parametrize(("num_global", "num_local", "weight"), [(2, 3, 0.05), (1, 2, 0.4), (3, 1, 1.0)])
 def test_loss_against_lightly(num_global: int, num_local: int, weight: float, training: bool) -> None:
     module = tiny(num_global=num_global, num_local=num_local, sigreg_weight=weight).train(training)
-    images, views = random_images(6), drawn(module.masking, 6)
+    images, views = random_images(6), drawn(module.views, 6)
     reference = lightlys_loss(module)
     latents = module.latents(images, views)
     terms = module.loss(latents)
     found = projections(module, images, views)
-    torch.testing.assert_close(latents.prediction, found.transpose(0, 1).unsqueeze(2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(latents.prediction, found.transpose(0, 1), rtol=1e-4, atol=1e-5)
     centre = found[:num_global].mean(0)
     for view in range(num_global + num_local):
-        torch.testing.assert_close(latents.target[:, view, 0], centre, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(latents.target[:, view], centre, rtol=1e-4, atol=1e-5)
     invariance = lejepa_invariance_loss(all_proj=found, global_proj=found[:num_global])
     loss = reference(local_proj=found[num_global:], global_proj=found[:num_global])
     torch.testing.assert_close(terms["energy"], invariance, rtol=1e-4, atol=1e-6)
@@ -292,14 +304,16 @@ def test_loss_against_lightly(num_global: int, num_local: int, weight: float, tr
 def test_latents() -> None:
     """The context is the first view, the features those of the whole image, which take no gradient."""
     module = tiny().eval()
-    images, views = random_images(4), drawn(module.masking, 4)
+    images, views = random_images(4), drawn(module.views, 4)
     latents = module.latents(images, views)
     first = take_views(images, Views(views.boxes[:, :1], views.colours[:, :1]), (16, 16))[:, 0]
-    torch.testing.assert_close(latents.context, module.context_encoder(first))
-    torch.testing.assert_close(latents.features, module.context_encoder(images))
-    assert latents.context.shape == latents.features.shape == (4, 16, 16)
-    assert latents.context.requires_grad
-    assert not latents.features.requires_grad
+    context, features = latents.embeddings["context"].values, latents.features.values
+    torch.testing.assert_close(context, module.context_encoder(first))
+    torch.testing.assert_close(features, module.context_encoder(images))
+    torch.testing.assert_close(latents.embeddings["target"].values, features, rtol=0, atol=0)
+    assert context.shape == features.shape == (4, 16, 16)
+    assert context.requires_grad
+    assert not features.requires_grad
 
 
 def gradients(module: LeJEPA) -> dict[str, Tensor]:
@@ -309,7 +323,7 @@ def gradients(module: LeJEPA) -> dict[str, Tensor]:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_gradients_against_lightly(weight: float) -> None:
     module = tiny(sigreg_weight=weight).train()
-    images, views = random_images(6), drawn(module.masking, 6)
+    images, views = random_images(6), drawn(module.views, 6)
     reference = lightlys_loss(module)
     module.loss(module.latents(images, views))["loss"].backward()
     found = projections(module, images, views)
@@ -323,7 +337,7 @@ def test_gradients_against_lightly(weight: float) -> None:
 def test_the_centre_carries_gradient() -> None:
     """In closed form: of all the distances, those of the local views pull at the global ones too."""
     module = tiny(sigreg_weight=0.0).train()
-    images, views = random_images(6), drawn(module.masking, 6)
+    images, views = random_images(6), drawn(module.views, 6)
     module.loss(module.latents(images, views))["loss"].backward()
     found = projections(module, images, views)
     distance = (found - found[:2].mean(0)).detach()
@@ -347,7 +361,7 @@ def test_defaults() -> None:
     with torch.device("meta"):
         module = LeJEPA()
     assert (module.context_encoder.grid, module.context_encoder.embed_dim) == ((14, 14), 384)
-    assert (module.masking.num_global, module.masking.num_local, module.hparams.local_size) == (2, 6, 96)
+    assert (module.views.num_global, module.views.num_local, module.hparams.local_size) == (2, 6, 96)
     assert module.predictor(torch.zeros(4, 384, device="meta")).shape == (4, 16)
     assert module.sigreg.num_slices == 1024
 
@@ -380,7 +394,7 @@ class Watch(pl.Callback):
         self.val: list[tuple[Any, Any]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        self.views.append(outputs["masks"])
+        self.views.append(outputs["drawn"])
         self.modes.append(pl_module.target_encoder.training)
         self.steps.append(pl_module.sigreg.step)
 
@@ -392,7 +406,7 @@ def test_trains_with_every_callback(tmp_path: Path) -> None:
     """On plain labelled images: without a teacher, and with probes, monitor and pictures on."""
     module = tiny(lr=3e-3, start_lr=3e-3, sigreg_weight=0.3)
     images = torch.stack([LabelledImages()[index].image for index in range(64)])
-    views = drawn(module.masking, 64)
+    views = drawn(module.views, 64)
 
     def loss() -> float:
         module.sigreg.step = 0
@@ -417,7 +431,7 @@ def test_trains_with_every_callback(tmp_path: Path) -> None:
     assert logged["probe/linear/accuracy"] > 0.4  # views are mirrored, and the class is a place: guessing is at 0.25
     assert {f"collapse/{branch}/rankme" for branch in ("context", "target", "prediction")} <= set(logged)
     outputs, batch = watch.val[-2]
-    expected = draw_latents(batch.image[:2], None, outputs["latents"].features[:2], (4, 4))
+    expected = draw_latents(batch.image[:2], None, outputs["latents"].features.values[:2], (4, 4))
     pictures = logged_images(logger, "pictures/latents")
     assert len(pictures) == 15
     assert (pictures[-1] - expected).abs().max() < 1.5 / 255
@@ -429,9 +443,9 @@ def test_validation_views_stay(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[watch])
     trainer.fit(module, loader(LabelledImages(8)), loader(LabelledImages(8)))
     for field in range(2):
-        first, second = (outputs["masks"][field] for outputs, _ in watch.val)
+        first, second = (outputs["drawn"][field] for outputs, _ in watch.val)
         assert torch.equal(first, second)
-        first, second = (masks[field] for masks in watch.views)
+        first, second = (views[field] for views in watch.views)
         assert not torch.equal(first, second)
 
 
@@ -463,8 +477,8 @@ def test_energy_of_global_views_alone(num_global: int) -> None:
     """Then the centre is the mean of all, and the energy their variance."""
     module = tiny(num_global=num_global, num_local=0)
     latents = module.latents(random_images(5))
-    assert latents.prediction.shape == (5, num_global, 1, 8)
-    variance = latents.prediction.var(1, correction=0).mean(dim=(1, 2))
+    assert latents.prediction.shape == (5, num_global, 8)
+    variance = latents.prediction.var(1, correction=0).mean(1)
     torch.testing.assert_close(module.energy(latents), variance, rtol=1e-4, atol=1e-6)
 
 
@@ -483,9 +497,9 @@ def test_load_from_checkpoint(tmp_path: Path) -> None:
     assert dict(loaded.hparams) == dict(module.hparams)
     assert loaded.target_encoder is loaded.context_encoder
     assert loaded.sigreg.step == module.sigreg.step == 3
-    images, views = random_images(4, (16, 24)), drawn(module.masking, 4)
+    images, views = random_images(4, (16, 24)), drawn(module.views, 4)
     mine, theirs = (each.eval().latents(images, views) for each in (module, loaded))
-    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     terms, again = module.loss(mine), loaded.loss(theirs)
     assert all(torch.equal(terms[name], again[name]) for name in terms)
 

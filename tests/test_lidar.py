@@ -18,12 +18,12 @@ from helpers import (
     random_clips,
     random_images,
 )
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, Latents, LeJEPA, Prediction
 from jepa_lightning.callbacks import LiDARMonitor
-from jepa_lightning.masking import Masks
+from jepa_lightning.draws import Rng
 from jepa_lightning.networks import gather_tokens
 
 BRANCHES = ("context", "prediction")
@@ -72,11 +72,11 @@ def by_hand(module: Any, images: Tensor, num_masks: int) -> dict[str, np.ndarray
     for image in images.split(1):
         rows: dict[str, list[Tensor]] = {branch: [] for branch in BRANCHES}
         for draw in range(num_masks):
-            masks = module.masking(1, module.grid(image), generator=Generator().manual_seed(draw))
-            latents = module.latents(image, masks)
-            several = latents if isinstance(latents, list) else [latents]
-            rows["context"].append(torch.cat([each.context[0] for each in several]).mean(0))
-            rows["prediction"].append(torch.cat([each.prediction[0].flatten(0, 1) for each in several]).mean(0))
+            latents = module.latents(image, module.draw(image, Rng(draw, batch_size=1)))
+            contexts = [each.values[0] for name, each in latents.embeddings.items() if name.startswith("context")]
+            predictions = [each.prediction[0].flatten(0, -2) for each in latents.predictions.values()]
+            rows["context"].append(torch.cat(contexts).mean(0))
+            rows["prediction"].append(torch.cat(predictions).mean(0))
         for branch, row in rows.items():
             found[branch].append(torch.stack(row))
     return {branch: torch.stack(images_).numpy() for branch, images_ in found.items()}
@@ -133,8 +133,8 @@ def test_mixed_precision(tmp_path: Path) -> None:
     seen: list[torch.dtype] = []
 
     class Watched(IJEPA):
-        def latents(self, observation: Tensor, masks: Any = None) -> Any:
-            latents = super().latents(observation, masks)
+        def latents(self, batch: Any, drawn: Any = None) -> Latents:
+            latents = super().latents(batch, drawn)
             seen.append(latents.prediction.dtype)
             return latents
 
@@ -156,8 +156,11 @@ class Constant(nn.Module):
 
     def __init__(self, places: int) -> None:
         super().__init__()
-        self.embed_dim, self.grid = 16, (4, 4)
+        self.embed_dim = 16
         self.place = nn.Parameter(torch.randn(1, places, 16))
+
+    def grid_of(self, x: Tensor) -> tuple[int, int]:
+        return 4, 4
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         tokens = self.place.expand(len(x), 16, -1) + 0.0 * x.mean()
@@ -180,7 +183,7 @@ def test_a_collapse_reads_as_one() -> None:
     for module_class in (CollapsedToAPoint, CollapsedToPlaces, IJEPA):
         torch.manual_seed(0)
         trainer = quiet_trainer(callbacks=[LiDARMonitor(64)])
-        trainer.validate(module_class(**TINY), loader(LabelledImages(64), 24), verbose=False)
+        trainer.validate(module_class(**TINY, predictor_num_heads=2), loader(LabelledImages(64), 24), verbose=False)
         found[module_class] = lidars(trainer)
     for branch in BRANCHES:
         assert found[CollapsedToAPoint][branch] <= 1
@@ -194,9 +197,10 @@ def test_a_collapse_reads_as_one() -> None:
 class Random(IJEPA):
     """Draws from torch's own generator at every step, in evaluation too."""
 
-    def latents(self, observation: Tensor, masks: Masks | None = None) -> Any:
-        latents = super().latents(observation, masks)
-        return latents._replace(prediction=latents.prediction + 0.1 * torch.randn_like(latents.prediction))
+    def latents(self, batch: Any, drawn: Any = None) -> Latents:
+        latents = super().latents(batch, drawn)
+        prediction = latents.prediction + 0.1 * torch.randn_like(latents.prediction)
+        return latents._replace(predictions={"": Prediction(prediction, latents.target)})
 
 
 class Modes(pl.Callback):
@@ -256,9 +260,10 @@ def test_logged_at_every_validation(tmp_path: Path) -> None:
 class Sizes(IJEPA):
     """Notes how many images a pass has, and whether it could be differentiated."""
 
-    def latents(self, observation: Tensor, masks: Masks | None = None) -> Any:
-        latents = super().latents(observation, masks)
-        self.passes = [*getattr(self, "passes", []), (len(observation), latents.context.requires_grad)]
+    def latents(self, batch: Any, drawn: Any = None) -> Latents:
+        latents = super().latents(batch, drawn)
+        context = latents.embeddings["context"].values
+        self.passes = [*getattr(self, "passes", []), (len(context), context.requires_grad)]
         return latents
 
 
@@ -285,7 +290,7 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     """One of two ranks: a validation of 25 images, of which 11 are asked for, and one that has collapsed."""
     torch.manual_seed(0)
     found = {}
-    for name, module in (("alive", eager(IJEPA(**TINY))), ("dead", CollapsedToPlaces(**TINY))):
+    for name, module in (("alive", eager(IJEPA(**TINY))), ("dead", CollapsedToPlaces(**TINY, predictor_num_heads=2))):
         trainer = quiet_trainer(folder, devices=2, strategy="ddp", callbacks=[LiDARMonitor(11, 3)])
         trainer.validate(module, loader(random_images(25), 4), verbose=False)
         found[name] = lidars(trainer)

@@ -11,6 +11,7 @@ from helpers import TINY
 from torch import Tensor
 
 from jepa_lightning import IJEPA
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 from jepa_lightning.masking.multiblock import Blocks
 
@@ -21,8 +22,8 @@ COUPLED = {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
 INDEPENDENT = COUPLED | {(5, 5), (5, 7), (6, 4), (6, 7), (7, 4), (7, 6)}
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def drawn(masking: MultiBlockMasking, batch_size: int, grid: tuple[int, int], seed: int = 0, **place: int) -> Masks:
+    return masking(batch_size, grid, rng=Rng(seed, batch_size, **place))
 
 
 def as_map(indices: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -41,7 +42,7 @@ def z_score(samples: Tensor) -> float:
 def test_every_mask(grid: tuple[int, int], official: bool, batch_size: int) -> None:
     tokens = grid[0] * grid[1]
     masking = MultiBlockMasking(official=official)
-    masks = masking(batch_size, grid, seeded(3))
+    masks = drawn(masking, batch_size, grid, 3)
     context, targets = masks
     assert context.dtype == targets.dtype == torch.int64
     assert context.shape[0] == batch_size
@@ -54,29 +55,58 @@ def test_every_mask(grid: tuple[int, int], official: bool, batch_size: int) -> N
         assert (as_map(indices, grid).sum((1, 2)) == indices.shape[1]).all()  # no token twice
     overlap = as_map(context, grid) * as_map(targets, grid).amax(1)
     assert not overlap.any()
-    again, other = masking(batch_size, grid, seeded(3)), masking(batch_size, grid, seeded(4))
+    again, other = drawn(masking, batch_size, grid, 3), drawn(masking, batch_size, grid, 4)
     assert all(map(torch.equal, masks, again))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(masks, other, strict=True))
 
 
 def test_options_and_generator() -> None:
-    masks = MultiBlockMasking(2, (0.1, 0.3), (0.5, 2.0), context_tokens=11, target_tokens=7)(5, (9, 12), seeded(0))
+    masking = MultiBlockMasking(2, (0.1, 0.3), (0.5, 2.0), context_tokens=11, target_tokens=7)
+    masks = drawn(masking, 5, (9, 12))
     assert (masks.context.shape, masks.targets.shape) == ((5, 11), (5, 2, 7))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    MultiBlockMasking()(2, (8, 8), seeded(0))
-    assert torch.equal(torch.get_rng_state(), state)  # a given generator is the only source
-    first = MultiBlockMasking()(2, (8, 8))
+    drawn(MultiBlockMasking(), 2, (8, 8))
+    assert torch.equal(torch.get_rng_state(), state)  # given numbers are the only source
+    first, second = (MultiBlockMasking()(2, (8, 8)) for _ in range(2))
+    assert not torch.equal(first.context, second.context)
     torch.manual_seed(0)
     assert torch.equal(MultiBlockMasking()(2, (8, 8)).context, first.context)
 
 
+def test_masks_follow_seed_epoch_batch_and_place() -> None:
+    """Every image's: a rank draws its own, and one process those of two in turns; a second call draws others."""
+    masking, grid = MultiBlockMasking(), (14, 14)
+    one = drawn(masking, 32, grid)
+    for place in ({"epoch": 1}, {"epoch": -1}, {"batch": 1}, {"rank": 1, "ranks": 2}):
+        for ours, others in zip(one, drawn(masking, 32, grid, **place), strict=True):
+            assert not (ours == others).flatten(1).all(1).any()
+    for rank in range(2):
+        halves = drawn(masking, 16, grid, rank=rank, ranks=2)
+        assert all(torch.equal(whole[rank::2], half) for whole, half in zip(one, halves, strict=True))
+    rng = Rng(0, 32)
+    first, second = (masking(32, grid, rng=rng) for _ in range(2))
+    assert torch.equal(first.context, one.context)
+    assert not (first.context == second.context).all(1).any()
+    # The official sampler looks at a batch as a whole: what a rank draws is its own, too.
+    ranks = [drawn(MultiBlockMasking(official=True), 32, grid, rank=rank, ranks=2) for rank in range(2)]
+    assert ranks[0].targets.shape != ranks[1].targets.shape or not torch.equal(ranks[0].targets, ranks[1].targets)
+
+
+def test_what_masks_are_not_drawn_for() -> None:
+    with pytest.raises(ValueError, match="draws for 4 samples, but masks are wanted for 5"):
+        MultiBlockMasking()(5, (8, 8), rng=Rng(0, 4))
+    with pytest.raises(ValueError, match="takes no lengths"):
+        MultiBlockMasking()(4, (8, 8), torch.full((4,), 64), Rng(0, 4))
+
+
 def test_scale_and_aspect_are_independent() -> None:
     """All shapes of the independent draw, and only those; area and aspect ratio without correlation."""
-    blocks = MultiBlockMasking()._draw_blocks((200_000,), (14, 14), (0.15, 0.2), (0.75, 1.5), 1, seeded(0))
+    numbers = Rng(0, 200_000).sample(4)
+    blocks = MultiBlockMasking()._blocks(numbers, (14, 14), (0.15, 0.2), (0.75, 1.5), 1)
     assert set(zip(blocks.height.tolist(), blocks.width.tolist(), strict=True)) == INDEPENDENT
     for grid in ((64, 64), (48, 96)):  # fine enough that rounding does not matter
-        blocks = MultiBlockMasking()._draw_blocks((50_000,), grid, (0.15, 0.2), (0.75, 1.5), 1, seeded(0))
+        blocks = MultiBlockMasking()._blocks(numbers[:50_000], grid, (0.15, 0.2), (0.75, 1.5), 1)
         area, aspect = (blocks.height * blocks.width).double(), blocks.height / blocks.width.double()
         assert abs(float(torch.corrcoef(torch.stack([area, aspect]))[0, 1])) < 0.05
         assert float(area.mean()) / (grid[0] * grid[1]) == pytest.approx(0.175, rel=0.01)
@@ -87,20 +117,19 @@ def test_scale_and_aspect_are_independent() -> None:
         assert float((blocks.left / (grid[1] - blocks.width)).mean()) == pytest.approx(0.5, abs=0.01)
 
 
+class Recorded(MultiBlockMasking):
+    """Keeps the target blocks that it draws."""
+
+    def _targets_with_room(self, *arguments: Any) -> tuple[Blocks, Tensor]:
+        self.blocks, preference = super()._targets_with_room(*arguments)
+        return self.blocks, preference
+
+
 @pytest.mark.parametrize("grid", [(14, 14), (8, 16)])
 def test_targets_lie_in_blocks(grid: tuple[int, int]) -> None:
     """Of a block, all tokens are left out equally often; blocks with fewer tokens than a target do not occur."""
-    masking = MultiBlockMasking()
-    num, seeds = 1000, range(4)
-    context_tokens, target_tokens = round(grid[0] * grid[1] / 4), round(0.15 * grid[0] * grid[1])
-    # The blocks are the first thing that is drawn: the same seed gives those of the masks.
-    drawn = []
-    for generator in map(seeded, seeds):
-        context = masking._draw_blocks((num, 1), grid, masking.context_scale, (1.0, 1.0), 1, generator)
-        drawn.append(masking._targets_with_room(context, grid, context_tokens, target_tokens, generator)[0])
-    blocks = Blocks(*map(torch.cat, zip(*drawn, strict=True)))
-    targets = as_map(torch.cat([masking(num, grid, seeded(seed)).targets for seed in seeds]), grid)
-    num *= len(seeds)
+    masking, num, target_tokens = Recorded(), 4000, round(0.15 * grid[0] * grid[1])
+    targets, blocks = as_map(drawn(masking, num, grid).targets, grid), masking.blocks
     covered = torch.zeros(num, 4, *grid)
     for image, block in itertools.product(range(0, num, 10), range(4)):
         top, left, height, width = (int(side[image, block]) for side in blocks)
@@ -134,13 +163,13 @@ def mirror_scores(maps: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("grid", [(14, 14), (16, 16), (7, 7), (8, 16), (4, 4)])
 def test_no_side_is_preferred(grid: tuple[int, int]) -> None:
-    masks = MultiBlockMasking()(8192, grid, seeded(1))
+    masks = drawn(MultiBlockMasking(), 8192, grid, 1)
     for maps in (as_map(masks.context, grid), as_map(masks.targets, grid).sum(1)):
         assert max(map(abs, mirror_scores(maps))) < 4.5
         assert (maps.sum(0) > 0).all()  # the last row and column are reached, as every other token
     # The same score tells the official sampler's bias from far away.
     if grid == (16, 16):
-        biased = MultiBlockMasking(official=True)(8192, grid, seeded(1))
+        biased = drawn(MultiBlockMasking(official=True), 8192, grid, 1)
         assert max(map(abs, mirror_scores(as_map(biased.context, grid)))) > 50
         assert max(map(abs, mirror_scores(as_map(biased.targets, grid).sum(1)))) > 10
 
@@ -148,23 +177,24 @@ def test_no_side_is_preferred(grid: tuple[int, int]) -> None:
 def test_context_comes_from_its_block() -> None:
     """Where the block has enough free tokens, all of the context lies in it; else others fill it up."""
     masking = MultiBlockMasking(1, (0.05, 0.1), context_scale=(0.3, 0.3), context_tokens=8)
-    context = as_map(masking(2000, (16, 16), seeded(0)).context, (16, 16))
+    context = as_map(drawn(masking, 2000, (16, 16)).context, (16, 16))
     for side in (context.amax(2), context.amax(1)):
         occupied = side.nonzero()[:, 1].split(side.sum(1).int().tolist())
         assert max(int(places.max() - places.min()) for places in occupied) == 8  # blocks of 9x9
-    filled = MultiBlockMasking(1, (0.05, 0.1), context_scale=(0.01, 0.01), context_tokens=100)(50, (16, 16), seeded(0))
+    filling = MultiBlockMasking(1, (0.05, 0.1), context_scale=(0.01, 0.01), context_tokens=100)
+    filled = drawn(filling, 50, (16, 16))
     assert filled.context.shape == (50, 100)
 
 
 def test_images_of_a_batch_differ() -> None:
     """Every block has its own size and place, and the context size does not depend on the batch."""
     masking = MultiBlockMasking()
-    masks = masking(256, (16, 16), seeded(0))
+    masks = drawn(masking, 256, (16, 16))
     assert len({tuple(sorted(row)) for row in masks.context.tolist()}) == 256
     assert len({tuple(row) for row in masks.targets.flatten(0, 1).tolist()}) > 900
-    assert {masking(size, (16, 16), seeded(0)).context.shape[1] for size in (1, 8, 64, 2048)} == {64}
+    assert {drawn(masking, size, (16, 16)).context.shape[1] for size in (1, 8, 64, 2048)} == {64}
     # Giving up on four separate blocks is rare: then all four are one.
-    many = masking(8192, (16, 16), seeded(5)).targets
+    many = drawn(masking, 8192, (16, 16), 5).targets
     one = (many.sort(-1).values.amin(1).amin(-1) == many.amin(-1).amax(1)).float().mean()
     assert one < 0.02
 
@@ -179,8 +209,8 @@ TABLE = {  # facts: mean context tokens at batch sizes 1, 32 and 128, and target
 
 
 def official_batches(batch_size: int, grid: tuple[int, int], number: int, seed: int = 0) -> list[Masks]:
-    masking, generator = MultiBlockMasking(official=True), seeded(seed)
-    return [masking(batch_size, grid, generator) for _ in range(number)]
+    masking, rng = MultiBlockMasking(official=True), Rng(seed, batch_size)
+    return [masking(batch_size, grid, rng=rng) for _ in range(number)]
 
 
 @pytest.mark.parametrize("grid", TABLE)
@@ -312,6 +342,6 @@ def test_the_largest_possible_context() -> None:
             MultiBlockMasking(context_tokens=grid[0] * grid[1]).check(grid)
         most = int(str(caught.value).split("between 1 and ")[1].split(",")[0])
         assert most > 0.6 * grid[0] * grid[1]
-        masks = MultiBlockMasking(context_tokens=most)(300, grid, seeded(0))
+        masks = drawn(MultiBlockMasking(context_tokens=most), 300, grid)
         assert masks.context.shape == (300, most)
         assert not (as_map(masks.context, grid) * as_map(masks.targets, grid).amax(1)).any()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from jepa_lightning import IJEPA, load_encoder
 from jepa_lightning.cli import main
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks
 
 CHECKPOINT = str(GOLDEN / "checkpoint.pth.tar")
@@ -44,7 +45,7 @@ def image_major(tokens: Tensor, num_images: int = 3) -> Tensor:
 class GoldenStep(IJEPA):
     """With the masks of the trace."""
 
-    def draw_masks(self, batch_size: int, batch_idx: int, grid: Any = None) -> Masks:
+    def draw(self, batch: Any, rng: Rng) -> Masks:
         return golden_masks()
 
 
@@ -52,10 +53,10 @@ def test_forward() -> None:
     module = IJEPA.from_official(CHECKPOINT, num_heads=3)
     images = trace()["images"]
     latents = module.latents(images, golden_masks())
-    assert_close(latents.context, trace()["context_features"], "context")
+    assert_close(latents.embeddings["context"].values, trace()["context_features"], "context")
     assert_close(module.context_encoder(images, golden_masks().context), trace()["context_features"], "context encoder")
     assert_close(module.target_encoder(images), trace()["target_encoder_features"], "target encoder")
-    assert_close(latents.features, trace()["target_encoder_features"], "features")
+    assert_close(latents.features.values, trace()["target_encoder_features"], "features")
     assert_close(latents.target, image_major(trace()["target"]), "target")
     assert_close(latents.prediction, image_major(trace()["prediction"]), "prediction")
     assert_close(module.loss(latents)["loss"], trace()["loss"][0], "loss")
@@ -83,7 +84,7 @@ class Recorder(IJEPA):
     """Keeps each step's learning rate, weight decay, and momentum: where the student is 1 and the teacher was 0."""
 
     def on_train_start(self) -> None:
-        self.lr, self.decay, self.no_decay, self.momentum = [], [], [], []
+        self.lr, self.decay, self.no_decay, self.momenta = [], [], [], []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.nn.init.ones_(self.context_encoder.pos_embed)
@@ -95,7 +96,7 @@ class Recorder(IJEPA):
         self.no_decay.append(optimizer.param_groups[1]["weight_decay"])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.momentum.append(1.0 - float(self.target_encoder.pos_embed[0, 0, 0]))
+        self.momenta.append(1.0 - float(self.target_encoder.pos_embed[0, 0, 0]))
 
 
 def test_schedules_in_training() -> None:
@@ -116,12 +117,12 @@ def test_schedules_in_training() -> None:
     )
     images = torch.zeros(25, 3, 16, 16)
     quiet_trainer(max_steps=total, precision="64-true").fit(module, DataLoader(images.double(), batch_size=1))
-    assert len(module.momentum) == total == 125
+    assert len(module.momenta) == total == 125
     for ours, theirs in (
         (module.lr[0::2], "lr"),
         (module.lr[1::2], "lr"),
         (module.decay, "weight_decay"),
-        (module.momentum, "momentum"),
+        (module.momenta, "momentum"),
     ):
         assert ours[:100] == pytest.approx(schedules[theirs], rel=0, abs=1e-12)
     assert module.lr[-1] == pytest.approx(setup["final_lr"], rel=1e-12)

@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 
 from jepa_lightning import CJEPA, IJEPA
 from jepa_lightning.losses import SIGReg, VICReg
-from jepa_lightning.masking import Masks, MultiBlockMasking
-from jepa_lightning.modules import Latents
 from jepa_lightning.modules.regularizer import Regularizer, Source
+from jepa_lightning.step import Latents, Prediction, Tokens
 
 SOURCES = get_args(Source)
 
@@ -281,20 +280,28 @@ def test_sigreg_refuses_embeddings(shape: tuple[int, ...]) -> None:
 def some_latents() -> Latents:
     """Of four images, with three context tokens, two target blocks of five tokens, and seven tokens in all."""
     shapes = [(4, 3, 6), (4, 2, 5, 6), (4, 2, 5, 6), (4, 7, 6)]
-    return Latents(*(spread(*shape, seed=10 * seed) for seed, shape in enumerate(shapes)))
+    context, prediction, target, features = (spread(*shape, seed=10 * seed) for seed, shape in enumerate(shapes))
+    embeddings = {"context": Tokens(context), "target": Tokens(features)}
+    return Latents({"": Prediction(prediction, target)}, embeddings, Tokens(features))
+
+
+def tokens_of(latents: Latents) -> tuple[Tensor, Tensor]:
+    """Those of the context, and the teacher's."""
+    return latents.embeddings["context"].values, latents.embeddings["target"].values
 
 
 def test_views_by_hand() -> None:
     latents = some_latents()
+    tokens, teachers = tokens_of(latents)
 
     def mean(tokens: Any) -> Tensor:
         return sum(tokens) / len(tokens)
 
-    context = torch.stack([mean(image) for image in latents.context])
+    context = torch.stack([mean(image) for image in tokens])
     expected = {
         "context": [context],
-        "context_tokens": [torch.stack([token for image in latents.context for token in image])],
-        "context_and_target": [context, torch.stack([mean(image) for image in latents.features])],
+        "context_tokens": [torch.stack([token for image in tokens for token in image])],
+        "context_and_target": [context, torch.stack([mean(image) for image in teachers])],
         "prediction_blocks": [
             torch.stack([mean(latents.prediction[image, block]) for image in range(4)]) for block in range(2)
         ],
@@ -331,7 +338,7 @@ def test_projector_by_hand(source: Any) -> None:
 def test_no_projector_by_default() -> None:
     z = some_latents()
     assert not list(Regularizer("vicreg", 6, 1.0).parameters())
-    torch.testing.assert_close(Regularizer("vicreg", 6, 1.0)(z)[0], VICReg()(z.context.flatten(0, 1)))
+    torch.testing.assert_close(Regularizer("vicreg", 6, 1.0)(z)[0], VICReg()(tokens_of(z)[0].flatten(0, 1)))
 
 
 def test_terms_add_up() -> None:
@@ -342,9 +349,10 @@ def test_terms_add_up() -> None:
     terms = module.loss(latents)
     assert set(terms) == {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov", "sigreg"}
     torch.testing.assert_close(terms["energy"], F.smooth_l1_loss(latents.prediction, latents.target))
-    vicreg = brute_vicreg([latents.context.mean(1), latents.features.mean(1)])
+    context, teachers = tokens_of(latents)
+    vicreg = brute_vicreg([context.mean(1), teachers.mean(1)])
     assert {name: terms[f"vicreg_{name}"].item() for name in vicreg} == pytest.approx(vicreg, rel=1e-4)
-    torch.testing.assert_close(terms["sigreg"], SIGReg(16)(latents.context.flatten(0, 1)))
+    torch.testing.assert_close(terms["sigreg"], SIGReg(16)(context.flatten(0, 1)))
     sim, std, cov = vicreg.values()
     total = terms["energy"].item() + 0.03 * (25 * sim + 25 * std + cov) + 0.2 * terms["sigreg"].item()
     assert terms["loss"].item() == pytest.approx(total, rel=1e-5)
@@ -476,7 +484,8 @@ def test_cjepa_from_a_checkpoint(tmp_path: Path) -> None:
     for name, value in loaded.state_dict().items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name])), name
     assert loaded.regularizers["sigreg"].regularizer.step == 3
-    images, masks = random_images(8), module.draw_masks(8, 0)
+    images = random_images(8)
+    masks = module.draw(images, module.rng(8, 0))
     mine, theirs = (it.eval().loss(it.latents(images, masks)) for it in (module, loaded))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -506,11 +515,7 @@ def embedded(name: str, samples: Tensor, parallel: bool) -> tuple[nn.Module, Ten
 
 
 class PlainSteps(IJEPA):
-    """Plain gradient steps under masks of the joint batch, of which every rank takes its part."""
-
-    def draw_masks(self, batch_size: int, batch_idx: int, grid: Any = None) -> Masks:
-        joint = MultiBlockMasking()(JOINT, self.context_encoder.grid, Generator().manual_seed(batch_idx))
-        return Masks(*(part[self.global_rank * batch_size :][:batch_size] for part in joint))
+    """Plain gradient steps, which do not blow up rounding errors as Adam's do."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
@@ -537,10 +542,10 @@ TRAININGS: dict[str, tuple[type[IJEPA], dict[str, Any]]] = {
 
 
 def train(name: str, folder: Path, rank: int, ranks: int) -> IJEPA:
-    """Two steps with the rank's part of two batches."""
+    """Two steps with the rank's part of two batches: every sample by turns, as a `DistributedSampler` deals them."""
     module_class, options = TRAININGS[name]
     module = tiny(module_class, momentum=(0.5, 0.5), **options)
-    batches = random_images(2 * JOINT).unflatten(0, (2, ranks, JOINT // ranks))[:, rank]
+    batches = random_images(2 * JOINT).unflatten(0, (2, JOINT // ranks, ranks))[:, :, rank]
     parallel = {"devices": ranks, "strategy": "ddp", "use_distributed_sampler": False} if ranks > 1 else {}
     quiet_trainer(folder, max_epochs=1, **parallel).fit(module, DataLoader(batches, batch_size=None))
     return module

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MaskingList, Masks, RandomTubeMasking, TubeMasking
 from jepa_lightning.modules.vjepa import LONG_RANGE, SHORT_RANGE
 
@@ -19,8 +20,8 @@ GRIDS: list[Grid] = [PUBLISHED, (2, 4, 4), (3, 5, 8), (8, 10, 4), (1, 8, 8)]
 KINDS = {"short": SHORT_RANGE, "long": LONG_RANGE}
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def drawn(masking: Any, batch_size: int, grid: Grid, seed: int = 0, **place: int) -> Any:
+    return masking(batch_size, grid, rng=Rng(seed, batch_size, **place))
 
 
 def as_map(indices: Tensor, grid: Grid) -> Tensor:
@@ -64,7 +65,7 @@ def evenness(counts: Tensor) -> float:
 )
 def test_every_mask(masking: Any, grid: Grid, batch_size: int) -> None:
     tokens = math.prod(grid)
-    masks = masking(batch_size, grid, seeded(3))
+    masks = drawn(masking, batch_size, grid, 3)
     context, targets = masks
     assert isinstance(masks, Masks)
     assert context.dtype == targets.dtype == torch.int64
@@ -80,8 +81,8 @@ def test_every_mask(masking: Any, grid: Grid, batch_size: int) -> None:
         assert 0 <= int(indices.min()) <= int(indices.max()) < tokens
         assert (as_map(indices, grid).sum((1, 2, 3)) == indices.shape[1]).all()  # no token twice
     assert not (as_map(context, grid) * as_map(targets[:, 0], grid)).any()
-    assert all(map(torch.equal, masks, masking(batch_size, grid, seeded(3))))
-    others = [masking(batch_size, grid, seeded(seed)) for seed in range(4, 9)]
+    assert all(map(torch.equal, masks, drawn(masking, batch_size, grid, 3)))
+    others = [drawn(masking, batch_size, grid, seed) for seed in range(4, 9)]
     assert not all(other.context.shape == context.shape and torch.equal(other.context, context) for other in others)
 
 
@@ -89,15 +90,35 @@ def test_every_mask(masking: Any, grid: Grid, batch_size: int) -> None:
 def test_the_generator_is_the_only_source(masking: Any) -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    masking(2, (2, 8, 8), seeded(0))
+    drawn(masking, 2, (2, 8, 8))
     assert torch.equal(torch.get_rng_state(), state)
     first = masking(2, (2, 8, 8))
     torch.manual_seed(0)
     assert torch.equal(masking(2, (2, 8, 8)).context, first.context)
 
 
+@pytest.mark.parametrize("masking", [TubeMasking(**SHORT_RANGE), TubeMasking(**LONG_RANGE), RandomTubeMasking()])
+def test_masks_follow_seed_epoch_batch_and_place(masking: Any) -> None:
+    """Every clip's: a rank draws its own, and one process those of two in turns."""
+    one = drawn(masking, 32, PUBLISHED)
+    for place in ({"epoch": 1}, {"batch": 1}, {"rank": 1, "ranks": 2}):
+        for ours, others in zip(one, drawn(masking, 32, PUBLISHED, **place), strict=True):
+            assert not (ours == others).flatten(1).all(1).any()
+    for rank in range(2):
+        half = drawn(masking, 16, PUBLISHED, rank=rank, ranks=2)
+        assert all(torch.equal(whole[rank::2], part) for whole, part in zip(one, half, strict=True))
+
+
+@pytest.mark.parametrize("masking", [TubeMasking(), TubeMasking(official=True), RandomTubeMasking()])
+def test_what_masks_are_not_drawn_for(masking: Any) -> None:
+    with pytest.raises(ValueError, match="draws for 4 samples, but masks are wanted for 5"):
+        masking(5, (2, 8, 8), rng=Rng(0, 4))
+    with pytest.raises(ValueError, match="takes no lengths"):
+        masking(4, (2, 8, 8), torch.full((4,), 128), Rng(0, 4))
+
+
 def test_clips_of_a_batch_differ() -> None:
-    masks = TubeMasking()(128, PUBLISHED, seeded(0))
+    masks = drawn(TubeMasking(), 128, PUBLISHED)
     assert len({tuple(sorted(clip)) for clip in masks.context.tolist()}) == 128
     assert len({tuple(sorted(clip)) for clip in masks.targets[:, 0].tolist()}) == 128
 
@@ -107,7 +128,7 @@ def test_a_tube_hides_the_same_places_in_every_frame(official: bool) -> None:
     """Where there is room a place is context in some frames or target in some, and never both."""
     grid = (4, 9, 7)
     masking = TubeMasking(2, (0.2, 0.4), context_ratio=0.1, target_ratio=0.1, official=official)
-    masks = masking(400, grid, seeded(0))
+    masks = drawn(masking, 400, grid)
     seen, hidden = (as_map(indices, grid).amax(1) for indices in (masks.context, masks.targets[:, 0]))
     assert not (seen * hidden).any()
     if not official:  # a choice among the tokens, not among the places
@@ -119,14 +140,14 @@ def test_blocks_of_part_of_the_frames() -> None:
     masking = TubeMasking(1, (0.25, 0.25), (0.5, 0.5), official=True)
     firsts = set()
     for seed in range(60):
-        (block,) = as_map(masking(1, (6, 6, 6), seeded(seed)).targets[:, 0], (6, 6, 6))
+        (block,) = as_map(drawn(masking, 1, (6, 6, 6), seed).targets[:, 0], (6, 6, 6))
         frames = block.amax((1, 2)).nonzero().flatten().tolist()
         assert frames == [frames[0], frames[0] + 1, frames[0] + 2]
         assert torch.equal(block[frames], block[frames[:1]].expand(3, -1, -1))
         firsts.add(frames[0])
     assert firsts == {0, 1, 2, 3}
     # A share of less than a frame is one frame.
-    short = TubeMasking(1, (0.25, 0.25), (0.1, 0.1), official=True)(1, (6, 6, 6), seeded(0)).targets[0]
+    short = drawn(TubeMasking(1, (0.25, 0.25), (0.1, 0.1), official=True), 1, (6, 6, 6)).targets[0]
     assert int(as_map(short, (6, 6, 6)).amax((2, 3)).sum()) == 1
 
 
@@ -136,14 +157,14 @@ def test_blocks_of_part_of_the_frames() -> None:
 @pytest.mark.parametrize("grid", [PUBLISHED, (4, 6, 9), (8, 4, 4)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_frame_is_preferred(kind: str, grid: Grid) -> None:
-    masks = TubeMasking(**KINDS[kind])(2000, grid, seeded(1))
+    masks = drawn(TubeMasking(**KINDS[kind]), 2000, grid, 1)
     for indices in (masks.context, masks.targets[:, 0]):
         assert evenness(as_map(indices, grid).sum((2, 3))) > 1e-4
 
 
 def test_the_official_sampler_prefers_the_first_frames() -> None:
     """To be sure that the test of evenness would tell."""
-    batches = [TubeMasking(official=True)(20, (4, 6, 9), seeded(seed)) for seed in range(200)]
+    batches = [drawn(TubeMasking(official=True), 20, (4, 6, 9), seed) for seed in range(200)]
     for part in range(2):
         frames = torch.cat([as_map(batch[part].flatten(1), (4, 6, 9)).sum((2, 3)) for batch in batches])
         share = frames / frames.sum(1, keepdim=True)  # the sums differ from batch to batch
@@ -155,7 +176,7 @@ def test_the_official_sampler_prefers_the_first_frames() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_side_is_preferred(kind: str, grid: Grid) -> None:
     """Rows and columns against their mirror images, and all of them are reached."""
-    masks = TubeMasking(**KINDS[kind])(2000, grid, seeded(2))
+    masks = drawn(TubeMasking(**KINDS[kind]), 2000, grid, 2)
     for indices in (masks.context, masks.targets[:, 0]):
         maps = as_map(indices, grid).sum(1)
         for sides in (maps.sum(2), maps.sum(1)):
@@ -234,7 +255,7 @@ def profile(indices: Tensor, grid: Grid) -> Tensor:
 def test_against_brute_force(options: Options, grid: Grid) -> None:
     """How often each token is context or target, and how they lie together."""
     number, draw = 3000, random.Random(0)
-    ours = TubeMasking(**options._asdict())(number, grid, seeded(0))
+    ours = drawn(TubeMasking(**options._asdict()), number, grid)
     theirs = [draw_clip(options, grid, draw) for _ in range(number // 2)]
     for indices, clips in zip((ours.context, ours.targets[:, 0]), zip(*theirs, strict=True), strict=True):
         a, b = profile(indices, grid), profile(torch.tensor(clips), grid)
@@ -248,7 +269,7 @@ def test_the_first_of_four_sets_that_will_do() -> None:
     context_tokens, target_tokens = 15, 75
     covered = [len(draw_union([draw_sides(options, grid, draw)], grid, draw)) for _ in range(4000)]
     enough = sum(target_tokens <= inside <= 150 - context_tokens for inside in covered) / len(covered)
-    masks = TubeMasking(**options._asdict())(4000, grid, seeded(0))
+    masks = drawn(TubeMasking(**options._asdict()), 4000, grid)
     seen, hidden = (as_map(indices, grid).amax(1) for indices in (masks.context, masks.targets[:, 0]))
     none = float((seen * hidden).amax((1, 2)).mean())
     error = (none * (1 - none) / 4000) ** 0.5 + 4 * (1 - enough) ** 3 * (enough * (1 - enough) / 4000) ** 0.5
@@ -273,8 +294,8 @@ FRAMES = {  # and how many tokens of the first, the middle and the last frame (2
 
 
 def official_batches(kind: str, batch_size: int, number: int) -> list[Masks]:
-    masking, generator = TubeMasking(**KINDS[kind], official=True), seeded(0)
-    return [masking(batch_size, PUBLISHED, generator) for _ in range(number)]
+    masking, rng = TubeMasking(**KINDS[kind], official=True), Rng(0, batch_size)
+    return [masking(batch_size, PUBLISHED, rng=rng) for _ in range(number)]
 
 
 @pytest.mark.parametrize(("kind", "batch_size"), TABLE)
@@ -325,10 +346,10 @@ def official_brute_force(
 )
 def test_official_against_brute_force(options: Options, grid: Grid, batch_size: int) -> None:
     """The numbers of tokens, and how often each is context or target."""
-    number, draw, generator = 500, random.Random(0), seeded(0)
+    number, draw, rng = 500, random.Random(0), Rng(0, batch_size)
     chosen = {name: value for name, value in options._asdict().items() if not name.endswith("ratio")}
     masking = TubeMasking(**chosen, official=True)
-    ours = [masking(batch_size, grid, generator) for _ in range(number)]
+    ours = [masking(batch_size, grid, rng=rng) for _ in range(number)]
     theirs = [official_brute_force(options, grid, batch_size, draw) for _ in range(number)]
     for part in range(2):
         found = []
@@ -343,9 +364,9 @@ def test_official_against_brute_force(options: Options, grid: Grid, batch_size: 
 
 def test_official_block_sizes() -> None:
     """One size a batch, of every aspect ratio."""
-    masking, generator, sizes = TubeMasking(1, official=True), seeded(0), set()
+    masking, rng, sizes = TubeMasking(1, official=True), Rng(0, 5), set()
     for _ in range(400):
-        masks = masking(5, PUBLISHED, generator)
+        masks = masking(5, PUBLISHED, rng=rng)
         blocks = as_map(masks.targets[:, 0], PUBLISHED)
         rows, columns = blocks.amax((1, 3)).sum(1), blocks.amax((1, 2)).sum(1)
         assert (blocks.sum((1, 2, 3)) == 8 * rows * columns).all()  # whole blocks, through all frames
@@ -360,7 +381,7 @@ def test_official_block_sizes() -> None:
 
 def test_official_cut() -> None:
     """A token in neither comes after the last of the context, or after the last of the targets."""
-    context, targets = TubeMasking(official=True)(24, PUBLISHED, seeded(0))
+    context, targets = drawn(TubeMasking(official=True), 24, PUBLISHED)
     chosen = (as_map(context, PUBLISHED) + as_map(targets[:, 0], PUBLISHED)).flatten(1)
     assert (chosen == 0).any(1).sum() >= 20
     for clip, places in enumerate(chosen):
@@ -372,7 +393,7 @@ def test_official_cut() -> None:
 def test_places_are_uniform(official: bool) -> None:
     """A block of 3x3 places in 2x5x6 tokens starts in any of 3x4, the last row and column within reach."""
     masking = TubeMasking(1, (0.3, 0.3), aspect=(1.0, 1.0), context_ratio=0.01, target_ratio=0.3, official=official)
-    masks = masking(6000, (2, 5, 6), seeded(0))
+    masks = drawn(masking, 6000, (2, 5, 6))
     assert masks.targets.shape[2] == 18  # the whole of the block
     starts = Counter(masks.targets[:, 0].amin(1).tolist())
     assert set(starts) == {row * 6 + column for row in range(3) for column in range(4)}
@@ -385,7 +406,7 @@ def test_places_are_uniform(official: bool) -> None:
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.9, 20), (0.5, 98), (0.999, 1), (0.001, 195)])
 def test_random_tubes(ratio: float, visible: int) -> None:
-    masks = RandomTubeMasking(ratio)(3, PUBLISHED, seeded(0))
+    masks = drawn(RandomTubeMasking(ratio), 3, PUBLISHED)
     maps = as_map(masks.context, PUBLISHED)
     assert (maps.sum((2, 3)) == visible).all()
     assert torch.equal(maps, maps[:, :1].expand_as(maps))  # the same places in every frame
@@ -394,7 +415,7 @@ def test_random_tubes(ratio: float, visible: int) -> None:
 
 def test_random_tubes_are_uniform() -> None:
     """Every place as often as another, and every pair of places."""
-    maps = as_map(RandomTubeMasking(0.5)(6000, (2, 3, 4), seeded(0)).context, (2, 3, 4))[:, 0].flatten(1)
+    maps = as_map(drawn(RandomTubeMasking(0.5), 6000, (2, 3, 4)).context, (2, 3, 4))[:, 0].flatten(1)
     assert evenness(maps) > 1e-4
     pairs = (maps.T @ maps) / len(maps)
     expected = (6 * 5) / (12 * 11)
@@ -402,13 +423,19 @@ def test_random_tubes_are_uniform() -> None:
     assert ((pairs - expected).abs()[~torch.eye(12, dtype=torch.bool)] < 4.5 * error).all()
 
 
-def test_a_list_draws_from_one_generator() -> None:
-    maskings = MaskingList([TubeMasking(**SHORT_RANGE), RandomTubeMasking(), TubeMasking(**LONG_RANGE)])
-    together, generator = maskings(4, (2, 6, 6), seeded(0)), seeded(0)
-    apart = [masking(4, (2, 6, 6), generator) for masking in maskings]
-    assert len(together) == 3
+def test_a_list_draws_one_after_another() -> None:
+    short, long = TubeMasking(**SHORT_RANGE), TubeMasking(**LONG_RANGE)
+    maskings = MaskingList([short, RandomTubeMasking(), long, short])
+    together, rng = drawn(maskings, 4, (2, 6, 6)), Rng(0, 4)
+    apart = [masking(4, (2, 6, 6), rng=rng) for masking in maskings]
+    assert len(together) == 4
     for mine, theirs in zip(together, apart, strict=True):
         assert all(map(torch.equal, mine, theirs))
+    assert not torch.equal(together[0].context, together[3].context)
+    torch.manual_seed(0)
+    first = maskings(4, (2, 6, 6))
+    torch.manual_seed(0)
+    torch.testing.assert_close(maskings(4, (2, 6, 6)), first, rtol=0, atol=0)
 
 
 # --- What cannot be drawn --------------------------------------------------------------------------------------------
@@ -417,7 +444,7 @@ def test_a_list_draws_from_one_generator() -> None:
 @pytest.mark.parametrize("masking", [TubeMasking(**SHORT_RANGE), TubeMasking(**LONG_RANGE), RandomTubeMasking()])
 def test_the_smallest_grids(masking: Any) -> None:
     for grid in ((1, 1, 2), (1, 2, 1), (3, 1, 2)):
-        masks = masking(50, grid, seeded(0))
+        masks = drawn(masking, 50, grid)
         assert masks.context.shape[1] >= 1
         assert masks.targets.shape[2] >= 1
         assert not (as_map(masks.context, grid) * as_map(masks.targets[:, 0], grid)).any()
@@ -452,7 +479,7 @@ def test_other_errors() -> None:
         with pytest.raises(ValueError, match=rf"ratio must lie in \(0, 1\), got {ratio}"):
             RandomTubeMasking(ratio)
     with pytest.raises(ValueError, match=r"cover the whole of a \(2, 3, 3\) grid and leave no context"):
-        TubeMasking(2, (1.0, 1.0), official=True)(2, (2, 3, 3), seeded(0))
+        drawn(TubeMasking(2, (1.0, 1.0), official=True), 2, (2, 3, 3))
     # Blocks that cover everything leave the context what the targets do not need.
-    masks = TubeMasking(2, (1.0, 1.0))(2, (2, 3, 3), seeded(0))
+    masks = drawn(TubeMasking(2, (1.0, 1.0)), 2, (2, 3, 3))
     assert (masks.context.shape[1], masks.targets.shape[2]) == (4, 9)

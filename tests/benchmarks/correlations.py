@@ -23,6 +23,7 @@ from torchmetrics.functional import spearman_corrcoef
 import jepa_lightning
 from jepa_lightning import load_encoder
 from jepa_lightning.callbacks import CollapseMonitor
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiBlockMasking
 from jepa_lightning.metrics import (
     alpha_req,
@@ -73,7 +74,7 @@ def measured(checkpoint: Path, images: Tensor) -> dict[str, float]:
     standardised = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp(min=1e-6)
     student, few = load_encoder(checkpoint, "context_encoder"), images[:500]
     # The same masks for all images, as LiDARMonitor has it: masks of their own would tell images apart.
-    masks = [MultiBlockMasking()(1, student.grid, generator=torch.Generator().manual_seed(i)) for i in range(8)]
+    masks = [MultiBlockMasking()(1, student.grid, rng=Rng(i, batch_size=1)) for i in range(8)]
     views = torch.stack([student(few, drawn.context.expand(len(few), -1)).mean(1) for drawn in masks], 1)
     values = {
         "RankMe": rankme(sums),

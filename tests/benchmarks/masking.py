@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 
 from jepa_lightning import IJEPA
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     batch_size = arguments.batch_size
 
     ours, loop = alternate(
-        lambda: masking(batch_size, grid, generator),
+        lambda: masking(batch_size, grid, rng=Rng(0, batch_size)),
         lambda: loop_over_samples(batch_size, grid, generator),
         arguments.rounds,
     )
@@ -91,8 +92,8 @@ def main() -> None:
         module.loss(module.latents(images, masks))["loss"].backward()
         optimizer.step()
 
-    masks = masking(32, grid, generator)
-    drawing, training = alternate(lambda: masking(32, grid, generator), step, rounds=1)
+    masks = masking(32, grid, rng=Rng(0, 32))
+    drawing, training = alternate(lambda: masking(32, grid, rng=Rng(0, 32)), step, rounds=1)
     print(f"batch of 32: {1e3 * drawing:.2f} ms of a step of {1e3 * training:.0f} ms: {drawing / training:.3%}")
 
 

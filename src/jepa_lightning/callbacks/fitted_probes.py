@@ -69,16 +69,16 @@ class FittedProbe(Probe):
         self.loss(outputs, labels).backward()
         optimizer.step()
 
-    def checked(self, label: Tensor) -> Tensor:
-        """A label as the probe takes it: classes.
-
-        Raises:
-            ValueError: one of another kind, or out of range.
-        """
-        return batches.classes(label, self.num_classes, maps=self.dense)
+    def check(self, labels: Tensor) -> None:
+        """Raise a ValueError for a class that there is not."""
+        try:
+            batches.classes(labels, self.num_classes)
+        except ValueError as error:
+            raise ValueError(f"the probe {self.name!r}: {error}") from error
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """What the classifier minimises: the mean cross-entropy of what has a label."""
+        self.check(labels)
         losses = F.cross_entropy(outputs, labels, ignore_index=UNLABELLED, reduction="sum")
         return losses / (labels != UNLABELLED).sum().clamp(min=1)
 
@@ -193,6 +193,9 @@ class RegressionProbe(FittedProbe):
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""
         return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, self.num_classes))
+
+    def check(self, labels: Tensor) -> None:
+        """Any finite numbers can be learned."""
 
     def checked(self, label: Tensor) -> Tensor:
         """The first numbers of each image, `[B, num_outputs]`.

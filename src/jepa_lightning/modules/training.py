@@ -227,6 +227,7 @@ class TrainingModule(ResumableModule):
         self._start()
 
     def _start(self) -> None:
+        self._seed = None  # that of an earlier run
         if self.weights is None or self.trainer.ckpt_path is not None:
             return
         if anew := start_from(self, self.weights):
