@@ -96,6 +96,8 @@ def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arg
 
 
 def _one_of_two(rank: int, port: int, function: Callable[..., Any], folder: Path, arguments: tuple[Any, ...]) -> None:
+    # What an earlier test has seeded everything with; DDP seeds its processes by it.
+    os.environ.pop("PL_GLOBAL_SEED", None)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)

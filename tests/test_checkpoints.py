@@ -246,7 +246,7 @@ def test_other_layouts(tmp_path: Path) -> None:
         load_encoder(tmp_path / "gone.pt")
     for content, message in (
         ({"model": {"w": torch.zeros(1)}, "epoch": 3}, r"\['epoch', 'model'\].*expected an official checkpoint"),
-        ({"state_dict": {"backbone.w": torch.zeros(1)}}, "expected an official checkpoint"),
+        ({"state_dict": {"backbone.w": torch.zeros(1)}}, "holds backbone, not 'target_encoder'"),
         ([torch.zeros(1)], "holds a list"),
         (torch.zeros(1), "holds a Tensor"),
     ):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import toys
@@ -35,10 +38,12 @@ from jepa_lightning.callbacks import (
     Cockpit,
     CollapseMonitor,
     EMATargetEncoder,
+    FeatureWriter,
     KNNProbe,
     LinearProbe,
     RegressionProbe,
 )
+from jepa_lightning.cli import main
 from jepa_lightning.data.order import Order, ResumableLoader
 from jepa_lightning.modules.training import TrainingModule
 
@@ -495,6 +500,18 @@ def test_a_bare_tensor_is_a_batch(name: str, tmp_path: Path) -> None:
     assert set(module.predict_step(batch[0], 0)) == {"features"}
 
 
+def test_names_are_written_beside_the_features(tmp_path: Path) -> None:
+    """Labels that are no tensors, as a dict may hold them."""
+    rows = [{"image": image, "name": f"number {number}"} for number, image in enumerate(random_images(5))]
+    for ending in ("npz", "csv"):
+        writer = FeatureWriter(tmp_path / f"features.{ending}")
+        quiet_trainer(tmp_path, callbacks=[writer]).predict(made("I-JEPA"), DataLoader(rows, batch_size=2))
+    names = [row["name"] for row in rows]
+    assert np.load(tmp_path / "features.npz")["name"].tolist() == names
+    with open(tmp_path / "features.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == names
+
+
 def test_what_is_missing_is_named() -> None:
     module, episode = made("actions"), toys.episodes(4)._asdict()
     del episode["action"]
@@ -648,6 +665,38 @@ def test_a_training_that_starts_from_parts(tmp_path: Path) -> None:
     module = IJEPA(**TINY, weights=str(path))
     features = torch.cat([batch["features"] for batch in quiet_trainer().predict(module, Data("I-JEPA"))])
     assert_close(features, source.eval().features(images(12)).pooled(), "features")
+
+
+def test_encoders_and_starts_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a recipe writes them: `encoder: {class_path, init_args}` and `weights: {network: path}`."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"image_size": [16, 16], "patch_size": [4, 4], "embed_dim": 12, "depth": 1, "num_heads": 2}
+    encoder = {"class_path": "jepa_lightning.networks.VisionTransformer", "init_args": sizes}
+    options = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "encoder": encoder, "lr": 0.0}
+    options |= {"start_lr": 0.0, "final_lr": 0.0}
+
+    def fit(folder: str, seed: int, **further: Any) -> Any:
+        recipe = {"class_path": "IJEPA", "init_args": options | further}
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"model": recipe}))
+        data = ["--data=ShapesDataModule", "--data.image_size=16", "--data.num_train=8", "--data.num_val=8"]
+        data += ["--data.batch_size=8", "--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+        where = [f"--trainer.default_root_dir={folder}", f"--seed_everything={seed}"]
+        main(["fit", "--config=recipe.yaml", *data, *quiet, *where])
+        (path,) = (tmp_path / folder).rglob("*.ckpt")
+        return path, IJEPA.load_from_checkpoint(path, weights_only=True)
+
+    path, first = fit("first", 0)
+    assert (first.hparams.embed_dim, first.context_encoder.depth) == (12, 1)
+    with pytest.warns(UserWarning, match="no weights for predictor"):
+        _, second = fit("second", 1, weights={"context_encoder": str(path)})
+    same_weights = {
+        name: all(
+            torch.equal(a, b) for a, b in zip(*(getattr(m, name).parameters() for m in (first, second)), strict=True)
+        )
+        for name in ("context_encoder", "target_encoder", "predictor")
+    }
+    assert same_weights == {"context_encoder": True, "target_encoder": True, "predictor": False}
 
 
 def test_schedules_need_an_end() -> None:

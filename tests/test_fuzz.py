@@ -22,6 +22,7 @@ import jepa_lightning
 from jepa_lightning import IJEPA, callbacks
 from jepa_lightning.checkpoints import read_networks
 from jepa_lightning.cli import main
+from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiBlockMasking, TubeMasking
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
@@ -51,7 +52,8 @@ VALUES += ["true", "x", "''", "[]", "[1]", "[0, 0]", "[4, 8]", "[0.2, 0.1]", "[0
 def options(kind: type) -> list[str]:
     """What the constructor of a class of ours takes, and those of its bases."""
     ours = [base for base in kind.__mro__ if base.__module__.startswith("jepa_lightning")]
-    return sorted({name for base in ours for name in inspect.signature(base).parameters} - {"unknown", "optimization"})
+    known = [each for base in ours for each in inspect.signature(base).parameters.values()]
+    return sorted({each.name for each in known if each.kind is not each.VAR_KEYWORD})
 
 
 def flow(values: dict[str, Any]) -> str:
@@ -158,7 +160,7 @@ def try_masking(kind: Any, arguments: dict[str, Any], grid: tuple[int, ...], bat
         masking = kind(**arguments)
         if kind is MultiBlockMasking:
             masking.check(grid)
-        masks = masking(batch_size, grid, generator=torch.Generator().manual_seed(seed))
+        masks = masking(batch_size, grid, rng=Rng(seed, batch_size=batch_size))
     except ValueError as error:
         message = str(error)
         masks = None

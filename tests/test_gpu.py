@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_the_processor(name: str) -> None:
     module: Any = eager(base(**tiny))
     other = copy.deepcopy(module).to("cuda")
     observation = observations(name, 8)
-    masks = module.draw_masks(8, 0, module.grid(observation))
+    masks = module.draw(observation, module.rng(8, 0))
     results = []
     for networks in (module, other):
         device = networks.device

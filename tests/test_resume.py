@@ -29,6 +29,7 @@ from jepa_lightning import IJEPA, ImageDataModule, LeJEPA, MovingShapesDataModul
 from jepa_lightning.callbacks import KNNProbe, LinearProbe
 from jepa_lightning.cli import main
 from jepa_lightning.data import Draw, Order, ResumableLoader, seeded
+from jepa_lightning.draws import Rng
 
 
 @pytest.fixture(autouse=True)
@@ -123,8 +124,9 @@ def test_draws_are_a_function_of_seed_epoch_and_index() -> None:
 class WithDropout(IJEPA):
     """Draws from torch's generator, as a user's method may."""
 
-    def latents(self, observation: Tensor, masks: Any = None) -> Any:
-        return super().latents(torch.nn.functional.dropout(observation, 0.1, self.training), masks)
+    def latents(self, batch: Any, drawn: Any = None) -> Any:
+        (observation,) = self.observations(batch)
+        return super().latents(torch.nn.functional.dropout(observation, 0.1, self.training), drawn)
 
 
 class Record(pl.callbacks.Checkpoint):
@@ -503,13 +505,14 @@ def test_shards_of_images_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [IJEPA(**TINY), LeJEPA(16, 4, 3, 16, 1, 2, projector=(8, 4), local_size=8)])
 def test_masks_of_a_sample_do_not_depend_on_the_ranks(module: Any) -> None:
     def of_rank(rank: int, ranks: int) -> Any:
-        module._trainer = SimpleNamespace(world_size=ranks, global_rank=rank, current_epoch=3)
-        return module.draw_masks(8 // ranks, batch_idx=2)
+        strategy = SimpleNamespace(broadcast=lambda seed: seed)
+        module._trainer = SimpleNamespace(world_size=ranks, global_rank=rank, current_epoch=3, strategy=strategy)
+        return module.draw(torch.empty(8 // ranks, 3, 16, 16), module.rng(8 // ranks, batch_idx=2))
 
     torch.manual_seed(4)
     alone, four = of_rank(0, 1), [of_rank(rank, 4) for rank in range(4)]
-    generator = torch.Generator().manual_seed(hash((4, 3, 2, 0)) % 2**63)  # as it has always been in one process
-    expected = module.masking(8, (4, 4), generator=generator)
+    rng = Rng(4, batch_size=8, epoch=3, batch=2)
+    expected = module.views(8, rng) if isinstance(module, LeJEPA) else module.masking(8, (4, 4), rng=rng)
     assert all(type(masks) is type(expected) for masks in (alone, *four))
     for field, values in expected._asdict().items():
         assert torch.equal(getattr(alone, field), values)

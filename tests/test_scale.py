@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from jepa_lightning.callbacks import CollapseMonitor, KNNProbe, LinearProbe
+from jepa_lightning.draws import Rng
+from jepa_lightning.masking import MultiBlockMasking
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
@@ -61,6 +65,7 @@ def cases(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     """Everything with whole networks and with sharded ones."""
+    os.environ["PL_GLOBAL_SEED"] = "0"  # as `made`: the strategy goes back to what another test may have left here
     result: dict[str, Any] = {}
     sharding = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
     for name, (method, options) in cases(folder).items():
@@ -171,15 +176,16 @@ def test_accumulated_gradients(name: str, tmp_path: Path) -> None:
     """Two halves of a batch make the step of the whole, where the loss is a mean over images."""
     module, reference = made(name), made(name)
     means = name not in ("I-JEPA with SIGReg", "C-JEPA", "LeJEPA")  # whose statistics are those of a batch
-    masks = module.masking(8, module.grid(observations(name)), generator=torch.Generator().manual_seed(1))
+    masks = module.draw(observations(name, 8), Rng(1, batch_size=8))
 
-    def drawn(batch_size: int, batch_idx: int, grid: Any = None) -> Any:
-        part = slice(batch_idx * batch_size, (batch_idx + 1) * batch_size)
+    def drawn(starts: Iterator[int], batch: Any, rng: Rng) -> Any:
+        start = next(starts)
+        part = slice(start, start + rng.batch_size)
         of = [type(kind)(*(each[part] for each in kind)) for kind in (masks if isinstance(masks, list) else [masks])]
         return of if isinstance(masks, list) else of[0]
 
     for each, size in ((module, 4), (reference, 8)):
-        each.draw_masks = drawn
+        each.draw = partial(drawn, iter(range(0, 8, size)))
         trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=8 // size, gradient_clip_val=0.1)
         trainer.fit(each, loader(observations(name, 8), size))
         assert trainer.global_step == 1
@@ -238,15 +244,15 @@ class Watch(pl.Callback):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the masks, which are drawn without a look at them where there is something to wait for."""
+    """But for the masks of images, which are drawn without a look at them where there is something to wait for."""
     base, tiny = METHODS[name]
-    draw = base.draw_masks
+    draw = MultiBlockMasking.__call__
 
     def unwatched(*args: Any) -> Any:
         with _disable_current_modes():
             return draw(*args)
 
-    monkeypatch.setattr(base, "draw_masks", unwatched)
+    monkeypatch.setattr(MultiBlockMasking, "__call__", unwatched)
     watch = Watch()
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[watch, CollapseMonitor()]).fit(
         base(**tiny), loader(observations(name, 40))
@@ -289,7 +295,7 @@ def test_a_compiled_step_is_one_graph(name: str) -> None:
     graphs = []
     for step in range(4):
         observation = observations(name, 8) + step
-        masks = module.draw_masks(8, step, module.grid(observation))
+        masks = module.draw(observation, module.rng(8, step))
         results = []
         for function, networks in ((compiled, module), (loss, reference)):
             networks.zero_grad()

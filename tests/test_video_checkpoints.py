@@ -24,8 +24,8 @@ from jepa_lightning.checkpoints import (
     video_transformer_sizes,
     vision_transformer_sizes,
 )
-from jepa_lightning.networks import VideoPredictor, VideoTransformer, VisionTransformer
-from jepa_lightning.networks.tokens import sincos_positions
+from jepa_lightning.networks import Predictor, VideoTransformer, VisionTransformer
+from jepa_lightning.networks.positions import sincos_positions
 
 OFFICIAL = {method: str(folder / "checkpoint.pt") for method, folder in GOLDEN_VIDEO.items()}
 METHODS: dict[str, type[VJEPA]] = {"vjepa": VJEPA, "vjepa2": VJEPA2}
@@ -89,7 +89,7 @@ def test_another_size(method: str) -> None:
     if method == "vjepa":
         fresh = VideoTransformer((16, 48), 8, (8, 8), embed_dim=48, depth=1, num_heads=3)
         state["pos_embed"] = fresh.pos_embed
-        positions = VideoPredictor((4, 2, 6), 48, 24, 1, 3).predictor_pos_embed
+        positions = Predictor((4, 2, 6), 48, 24, 1, 3, num_mask_tokens=2).predictor_pos_embed
         assert torch.equal(module.predictor.predictor_pos_embed, positions)
     for network in (encoder, module.target_encoder):
         assert_same(network, state)
@@ -145,7 +145,7 @@ def test_published_sizes(width: int, mlp: int, heads: int) -> None:
     with torch.device("meta"):
         clips = VideoTransformer((32, 32), 4, embed_dim=width, depth=2, mlp_ratio=mlp / width, positions="rope")
         images = VisionTransformer((32, 32), (16, 16), embed_dim=width, depth=1, num_heads=1)
-        predictor = VideoPredictor((2, 2, 2), width, depth=12, num_mask_tokens=10)
+        predictor = Predictor((2, 2, 2), width, depth=12, num_heads=12, num_mask_tokens=10)
     sizes = video_transformer_sizes(clips.state_dict())
     assert sizes.pop("mlp_ratio") * width == mlp
     assert sizes == {
@@ -287,7 +287,8 @@ def test_load_from_checkpoint(name: str, tmp_path: Path) -> None:
     loaded = method.load_from_checkpoint(path)
     assert dict(loaded.hparams) == dict(module.hparams)
     assert_same(loaded, module.state_dict())
-    clips, masks = clips_of(module), module.draw_masks(4, 0)
+    clips = clips_of(module)
+    masks = module.draw(clips, module.rng(4, 0))
     mine, theirs = (it.loss(it.latents(clips, masks))["loss"] for it in (module, loaded.eval()))
     assert torch.equal(mine, theirs)
 
@@ -354,11 +355,11 @@ SHAPES = [  # frames, side, patch, tubelet, channels, heads of width 48: widths 
 
 def random_networks(
     frames: int, side: int, patch: int, tubelet: int, channels: int, heads: int
-) -> tuple[VideoTransformer, VideoPredictor]:
+) -> tuple[VideoTransformer, Predictor]:
     """Networks in which no weight is zero or one, so that each has to find its place."""
     torch.manual_seed(0)
     encoder = VideoTransformer((side, side), frames, (patch, patch), tubelet, channels, 48, 2, heads, 3.0, "tiled_rope")
-    predictor = VideoPredictor(encoder.grid, 48, 32, 2, 2, num_mask_tokens=3, positions="tiled_rope")
+    predictor = Predictor(encoder.grid, 48, 32, 2, 2, num_mask_tokens=3, positions="tiled_rope")
     for parameter in [*encoder.parameters(), *predictor.parameters()]:
         nn.init.normal_(parameter, std=0.3)
     return encoder.eval(), predictor.eval()
@@ -378,7 +379,7 @@ def test_to_transformers(shape: tuple[int, ...], tmp_path: Path) -> None:
         features = encoder(clips)
         output = theirs(clips.transpose(1, 2), context_mask=[seen], target_mask=[hidden])
         context = features.gather(1, seen.unsqueeze(-1).expand(-1, -1, 48))
-        predicted = predictor(context, seen, hidden, mask_index=1)
+        predicted = predictor(context, seen, hidden, condition=1)
     torch.testing.assert_close(output.last_hidden_state, features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.predictor_output.last_hidden_state, predicted, rtol=1e-4, atol=1e-4)
     # Read back, the weights are bit for bit the same; in what transformers writes too.
@@ -390,7 +391,7 @@ def test_to_transformers(shape: tuple[int, ...], tmp_path: Path) -> None:
         assert_same(ours, encoder.state_dict())
         assert read_networks(tmp_path / folder).states["predictor"].keys() == predictor.state_dict().keys()
         predictor.load_state_dict(read_networks(tmp_path / folder).states["predictor"])
-        assert torch.equal(predictor(context, seen, hidden, mask_index=1), predicted)
+        assert torch.equal(predictor(context, seen, hidden, condition=1), predicted)
 
 
 def test_from_transformers(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import eager, random_clips, random_images
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from transformers import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler, rotate_queries_or_keys
 
-from jepa_lightning.networks import AttentivePooler, Predictor, VideoPredictor, VideoTransformer, gather_tokens, linear
+from jepa_lightning.networks import AttentivePooler, Block, Predictor, VideoTransformer, gather_tokens, linear
 from jepa_lightning.networks.linear import AVX512, Linear
-from jepa_lightning.networks.rotary import RotaryBlock, rotate, rotation
+from jepa_lightning.networks.positions import rotate, rotation
 
 POSITIONS = ("sincos", "rope", "tiled_rope")
 HEADS = [6, 12, 16, 20, 64]  # widths: of all but the second, features are left over
@@ -119,8 +119,8 @@ def test_heads_that_cannot_be_shared_out(head_dim: int) -> None:
 
 
 def test_a_block_without_rotation_is_timms() -> None:
-    block = eager(RotaryBlock(24, num_heads=2, mlp_ratio=3))
-    theirs = Block(24, 2, mlp_ratio=3, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    block = eager(Block(24, num_heads=2, mlp_ratio=3))
+    theirs = TimmBlock(24, 2, mlp_ratio=3, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
     theirs.load_state_dict(block.state_dict())
     x = random(3, 7, 24)
     close(block(x, None), theirs(x))
@@ -134,7 +134,7 @@ def test_a_block_without_rotation_is_timms() -> None:
 @pytest.mark.parametrize("rotary", [False, True])
 def test_last_tokens_alone(rotary: bool) -> None:
     """They, and the gradients, are those of a block that computes all; the other tokens have no MLP."""
-    block, x = eager(RotaryBlock(24, num_heads=2)), random(3, 7, 24).requires_grad_()
+    block, x = eager(Block(24, num_heads=2)), random(3, 7, 24).requires_grad_()
     by = rotation(torch.arange(7).expand(3, -1), (2, 2, 2), 12) if rotary else None
     seen: list[tuple[int, ...]] = []
     block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
@@ -148,10 +148,12 @@ def test_last_tokens_alone(rotary: bool) -> None:
         close(ours / theirs.abs().max(), theirs / theirs.abs().max())
 
 
-@pytest.mark.parametrize("make", [VideoPredictor, Predictor])
-def test_the_last_block_of_a_predictor_computes_what_is_predicted(make: Any) -> None:
-    grid = (4, 8) if make is Predictor else (2, 4, 4)
-    network, order = make(grid, 24, 16, depth=2, num_heads=2), shuffled(2, 32)
+@pytest.mark.parametrize(("grid", "num_mask_tokens"), [((2, 4, 4), 2), ((4, 8), None)])
+def test_the_last_block_of_a_predictor_computes_what_is_predicted(
+    grid: Sequence[int], num_mask_tokens: int | None
+) -> None:
+    network = Predictor(grid, 24, 16, depth=2, num_heads=2, num_mask_tokens=num_mask_tokens)
+    order = shuffled(2, 32)
     seen: list[int] = []
     for block in network.predictor_blocks:
         block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
@@ -340,7 +342,9 @@ def test_rotary_features_move_along(positions: Any) -> None:
     "shape", [(2, 1, 4, 16, 16), (2, 3, 3, 16, 16), (2, 3, 4, 18, 16), (2, 3, 4, 16, 15), (2, 3, 18, 16), (3, 16, 16)]
 )
 def test_clips_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected clips \[B, 3, T, H, W\] or images.*T a multiple of 2, H of 4") as e:
+    with pytest.raises(
+        ValueError, match=r"expected clips \[B, 3, T, H, W\] or images.*T a multiple of 2, H a multiple of 4"
+    ) as e:
         encoder()(torch.zeros(shape))
     assert str(list(shape)) in str(e.value)
 
@@ -368,7 +372,7 @@ def test_first_weights(positions: Any) -> None:
     """Normal of std 0.02; of rotary networks, what the l-th block adds is divided by sqrt(2 l)."""
     torch.manual_seed(0)
     network = VideoTransformer((16, 16), 4, (4, 4), embed_dim=192, depth=3, num_heads=3, positions=positions)
-    predictor = VideoPredictor(network.grid, 192, 96, depth=3, num_heads=3, positions=positions)
+    predictor = Predictor(network.grid, 192, 96, depth=3, num_heads=3, num_mask_tokens=2, positions=positions)
     assert float(network.patch_embed.proj.weight.detach().std()) == pytest.approx((3 * 2 * 4 * 4) ** -0.5, rel=0.05)
     for blocks in (network.blocks, predictor.predictor_blocks):
         for number, block in enumerate(blocks, start=1):
@@ -402,16 +406,16 @@ def test_published_sizes(width: int, depth: int, heads: int, ratio: float, milli
 
 def test_published_predictor() -> None:
     with torch.device("meta"):
-        network = VideoPredictor((32, 16, 16), 1024, num_mask_tokens=10, positions="tiled_rope")
+        network = Predictor((32, 16, 16), 1024, depth=12, num_heads=12, num_mask_tokens=10, positions="tiled_rope")
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 22.1
 
 
 # --- Predictor -------------------------------------------------------------------------------------------------------
 
 
-def predictor(grid: Sequence[int] = (2, 4, 4), positions: Any = "sincos", depth: int = 2) -> VideoPredictor:
+def predictor(grid: Sequence[int] = (2, 4, 4), positions: Any = "sincos", depth: int = 2) -> Predictor:
     torch.manual_seed(0)
-    network = VideoPredictor(grid, 24, 32, depth, num_heads=2, num_mask_tokens=3, positions=positions)
+    network = Predictor(grid, 24, 32, depth, num_heads=2, num_mask_tokens=3, positions=positions)
     return eager(network)  # type: ignore[return-value]
 
 
@@ -441,7 +445,7 @@ def test_the_order_of_tokens_does_not_matter(positions: Any) -> None:
     assert (network(context, seen.gather(1, other), hidden) - expected).abs().max() > 0.1
     assert (network(context, seen, order[:, 20:32]) - expected).abs().max() > 0.1
     assert (network(context + random(9, 24), seen, hidden) - expected).abs().max() > 0.1
-    assert (network(context, seen, hidden, mask_index=2) - expected).abs().max() > 0.1
+    assert (network(context, seen, hidden, condition=2) - expected).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -449,10 +453,10 @@ def test_sets_are_predicted_apart(positions: Any) -> None:
     """Several sets at once are those one at a time, also sets that overlap and lie in memory in another order."""
     network, context, order = predictor(positions=positions), random(3, 6, 24), shuffled(3, 32)
     sets = torch.stack([order[:, 6:16], order[:, 10:20], order[:, 22:32]]).transpose(0, 1)
-    together = network(context, order[:, :6], sets, mask_index=1)
+    together = network(context, order[:, :6], sets, condition=1)
     assert together.shape == (3, 3, 10, 24)
     for number in range(3):
-        close(network(context, order[:, :6], sets[:, number], mask_index=1), together[:, number])
+        close(network(context, order[:, :6], sets[:, number], condition=1), together[:, number])
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -470,9 +474,9 @@ def test_predictions_on_another_grid(positions: Any) -> None:
 
 def test_predictors_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="predictor of width 20 cannot be split among 3 heads"):
-        VideoPredictor((2, 2, 2), 8, 20, 1, num_heads=3)
+        Predictor((2, 2, 2), 8, 20, 1, num_heads=3, num_mask_tokens=2)
     with pytest.raises(ValueError, match="at least 6, got 4"):
-        VideoPredictor((2, 2, 2), 8, 8, 1, num_heads=2, positions="rope")(
+        Predictor((2, 2, 2), 8, 8, 1, num_heads=2, num_mask_tokens=2, positions="rope")(
             random(1, 1, 8), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
         )
 

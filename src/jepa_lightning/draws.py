@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Generator, Tensor
 
 _MASK = 2**64 - 1
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+# The constants of SplitMix64 as int64: products wrap around alike.
+_GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class Rng:
@@ -57,12 +60,12 @@ class Rng:
     def sample(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for each sample, `[B, *shape]`, float32."""
         places = self.rank + self.ranks * torch.arange(self.batch_size, device=self.device)
-        keys = _mixed(places * _signed(_GOLDEN) + _signed(self._next()))
+        keys = _mixed(places * _GOLDEN + self._next())
         return _uniform(keys.unsqueeze(1), shape)
 
     def shared(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) that are the same in all processes, `shape`, float32."""
-        key = torch.full((1,), _signed(self._next()), device=self.device)
+        key = torch.full((1,), self._next(), device=self.device)
         return _uniform(key, shape).view(shape)
 
     def generator(self) -> Generator:
@@ -70,35 +73,32 @@ class Rng:
         return Generator("cpu").manual_seed(_mix(self._next() + self.rank * _GOLDEN) >> 1)
 
     def _next(self) -> int:
+        """The key of a call, an int64."""
         self._calls += 1
-        return _mix(self._key + self._calls * _GOLDEN)
+        key = _mix(self._key + self._calls * _GOLDEN)
+        return key - 2**64 if key >= 2**63 else key
 
 
 def _uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Numbers `[*keys.shape[:-1], *shape]` from keys `[..., 1]`: the upper 24 bits of hashes of key and counter."""
-    count = 1
-    for size in shape:
-        count *= size
-    counter = torch.arange(1, count + 1, device=keys.device) * _signed(_SECOND)
+    counter = torch.arange(1, math.prod(shape) + 1, device=keys.device) * _SECOND
     bits = _mixed(keys + counter) >> 40 & 0xFFFFFF
     return bits.float().mul_(2.0**-24).view((*keys.shape[:-1], *shape))
 
 
 def _mixed(values: Tensor) -> Tensor:
     """`_mix` of int64 values, whose sums and products wrap around; shifts are made logical by hand."""
-    values = (values ^ (values >> 30 & (1 << 34) - 1)) * _signed(_FIRST)
-    values = (values ^ (values >> 27 & (1 << 37) - 1)) * _signed(_SECOND)
+    values = (values ^ (values >> 30 & (1 << 34) - 1)) * _FIRST
+    values = (values ^ (values >> 27 & (1 << 37) - 1)) * _SECOND
     return values ^ (values >> 31 & (1 << 33) - 1)
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators")."""
+    """The finaliser of SplitMix64, below 2^64.
+
+    Source: Steele, Lea and Flood (2014), "Fast splittable pseudorandom number generators".
+    """
     value &= _MASK
     value = (value ^ value >> 30) * _FIRST & _MASK
     value = (value ^ value >> 27) * _SECOND & _MASK
     return value ^ value >> 31
-
-
-def _signed(value: int) -> int:
-    """The int64 of the same bits."""
-    return value - 2**64 if value >= 2**63 else value

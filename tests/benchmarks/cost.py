@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import jepa_lightning
+from jepa_lightning.draws import Rng
 from jepa_lightning.networks.sharding import blocks, recompute_activations
 
 SAMPLES = {"ImageDataModule": 1_281_167, "VideoDataModule": 0}  # of ImageNet; videos are counted in steps
@@ -33,10 +34,8 @@ GB, BATCH = 1e9, 2
 
 def step(module: Any, observation: Tensor) -> Tensor:
     """The loss of a batch, with masks drawn on the CPU."""
-    masks = module.masking(len(observation), module.grid(observation), generator=torch.Generator().manual_seed(0))
-    several = masks if isinstance(masks, list) else [masks]
-    on_meta = [type(kind)(*(part.to("meta") for part in kind)) for kind in several]
-    return module.loss(module.latents(observation, on_meta if isinstance(masks, list) else on_meta[0]))["loss"]
+    drawn = module.draw(observation, Rng(0, batch_size=len(observation)))
+    return module.loss(module.latents(observation, drawn))["loss"]
 
 
 def activations(module: Any, observation: Tensor) -> int:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from jepa_lightning import VJEPA2
-from jepa_lightning.networks import rotary, video_predictor, video_transformer
-from jepa_lightning.networks.rotary import rotation
+from jepa_lightning.draws import Rng
+from jepa_lightning.networks import blocks, predictors, transformer
+from jepa_lightning.networks.positions import rotate as rotate_by_table
+from jepa_lightning.networks.positions import rotation
 
 
 class Later:
@@ -28,7 +30,7 @@ class Later:
 
 def in_each_block(x: Tensor, by: Later) -> Tensor:
     """Rotate queries (or keys) by a table that is computed for them."""
-    return rotary_rotate(x, rotation(*by.arguments))
+    return rotate_by_table(x, rotation(*by.arguments))
 
 
 def in_each_head(x: Tensor, by: Later) -> Tensor:
@@ -45,9 +47,6 @@ def in_each_head(x: Tensor, by: Later) -> Tensor:
         parts.append(part * angles.cos() + torch.stack([-second, first], -1).flatten(-2) * angles.sin())
         start += share
     return torch.cat([*parts, x[..., start:]], -1)
-
-
-rotary_rotate = rotary.rotate
 
 
 def main() -> None:
@@ -69,7 +68,7 @@ def main() -> None:
         predictor_num_heads=12,
     )
     clips = torch.randn(arguments.clips, 3, 16, 128, 128)
-    masks = module.masking(len(clips), module.grid(clips), generator=torch.Generator().manual_seed(0))
+    masks = module.draw(clips, Rng(0, batch_size=len(clips)))
 
     def step() -> tuple[float, float]:
         module.zero_grad()
@@ -85,9 +84,9 @@ def main() -> None:
         for way, rotate in ways.items():
             later = Later if rotate else rotation
             with (
-                mock.patch.object(rotary, "rotate", rotate or rotary_rotate),
-                mock.patch.object(video_transformer, "rotation", later),
-                mock.patch.object(video_predictor, "rotation", later),
+                mock.patch.object(blocks, "rotate", rotate or rotate_by_table),
+                mock.patch.object(transformer, "rotation", later),
+                mock.patch.object(predictors, "rotation", later),
             ):
                 seconds, loss = step()
             losses.append(loss)

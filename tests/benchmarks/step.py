@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lightning import IJEPA, VJEPA, VJEPA2
 from jepa_lightning.callbacks import CollapseMonitor, EMATargetEncoder
+from jepa_lightning.draws import Rng
 from jepa_lightning.networks.linear import Linear
 
 METHODS: dict[str, type[Any]] = {"ijepa": IJEPA, "vjepa": VJEPA, "vjepa2": VJEPA2}
@@ -158,7 +159,7 @@ class Laps(pl.Callback):
         return timed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.draw_masks = self._timed("masks", pl_module.draw_masks)
+        pl_module.draw = self._timed("masks", pl_module.draw)
         for part, network in networks(pl_module).items():
             network.forward = self._timed(part, network.forward)
         trainer.optimizers[0].register_step_post_hook(lambda *_: self.clock.lap("optimiser"))
@@ -433,7 +434,7 @@ def fit(module: Any, turns: Turns, arguments: argparse.Namespace) -> None:
 
 def assert_same(module: Any, textbook: TextbookStep, x: Tensor, clock: Clock) -> None:
     """That the textbook computes what we do: of the same masks the same loss and the same gradient."""
-    drawn = module.masking(len(x), module.grid(x))
+    drawn = module.draw(x, Rng.fresh(len(x)))
     kinds = [tuple(part.to(x.device) for part in kind) for kind in (drawn if isinstance(drawn, list) else [drawn])]
     losses = [module.loss(module.latents(x, drawn))["loss"], textbook.loss_of(x, kinds, clock)]
     gradients = [

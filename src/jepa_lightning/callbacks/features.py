@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
@@ -47,23 +46,21 @@ class FeatureWriter(BasePredictionWriter):
         """Collect the predictions of all processes, and write them.
 
         Raises:
-            TypeError: predictions that are no dicts of tensors `[B, ...]`.
+            TypeError: predictions that are no dicts of tensors `[B, ...]` or lists of B values.
         """
         if not predictions or not isinstance(predictions[0], dict):
             raise TypeError(f"{type(pl_module).__name__}.predict_step gives no dict of features and labels")
-        parts = {name: torch.cat([batch[name].cpu() for batch in predictions]) for name in predictions[0]}
-        order = torch.tensor([index for batch in batch_indices[0] for index in batch], dtype=torch.long)
+        parts = {name: np.concatenate([_as_numpy(batch[name]) for batch in predictions]) for name in predictions[0]}
+        order = np.array([index for batch in batch_indices[0] for index in batch], dtype=np.int64)
         if not len(order):  # a stream, whose samples have no places: one process's come after another's
-            count = len(next(iter(parts.values())))
-            order = trainer.global_rank * 2**40 + torch.arange(count)
+            order = trainer.global_rank * 2**40 + np.arange(len(parts["features"]))
         everywhere: list[Any] = [(order, parts)]
         if trainer.world_size > 1:
             everywhere = [None] * trainer.world_size
             dist.all_gather_object(everywhere, (order, parts))
         if trainer.is_global_zero:
-            places = torch.cat([order for order, _ in everywhere]).argsort()
-            arrays = {name: torch.cat([part[name] for _, part in everywhere])[places] for name in parts}
-            self._write({name: _as_numpy(array) for name, array in arrays.items()})
+            places = np.concatenate([order for order, _ in everywhere]).argsort(kind="stable")
+            self._write({name: np.concatenate([part[name] for _, part in everywhere])[places] for name in parts})
 
     def _write(self, arrays: dict[str, NDArray[Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +77,10 @@ class FeatureWriter(BasePredictionWriter):
         rank_zero_info(f"{', '.join(arrays)} of {len(arrays['features'])} samples are in {self.path}")
 
 
-def _as_numpy(array: Tensor) -> NDArray[Any]:
-    values: NDArray[Any] = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
-    return values
+def _as_numpy(values: Any) -> NDArray[Any]:
+    """A tensor, or a list such as one of names, as an array."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.cpu()
+    found: NDArray[Any] = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+    return found

@@ -17,7 +17,7 @@ from jepa_lightning.checkpoints.sizes import grid_of_positions
 from jepa_lightning.networks import Predictor, Transformer
 from jepa_lightning.networks.positions import Positions
 
-FAMILIES = (ijepa, vjepa, ours)
+FAMILIES = (vjepa, ijepa, ours)  # the first that matches reads
 TWINS = {"context_encoder": "target_encoder", "target_encoder": "context_encoder"}
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from jepa_lightning.checkpoints import ijepa
 from jepa_lightning.checkpoints.files import Networks
 
 
 def matches(checkpoint: dict[str, Any]) -> bool:
     """Whether it holds the three networks, and an encoder on tubelets."""
-    return ijepa.matches(checkpoint, axes=3)
+    if not ijepa.matches(checkpoint):
+        return False
+    encoder = ijepa.strip(checkpoint["target_encoder"])
+    return encoder.get("patch_embed.proj.weight", torch.empty(0)).ndim == 5
 
 
 def read(checkpoint: dict[str, Any]) -> Networks:

@@ -83,7 +83,8 @@ class Regularizer(nn.Module):
         Raises:
             ValueError: a single sample to train on.
         """
-        penalty, parts = torch.zeros(()), dict[str, Tensor]()
+        penalty: Any = 0.0
+        parts: dict[str, Any] = {}
         for name in latents.predictions:
             z = self.projector(self.views(latents, name))
             if self.training:
@@ -95,7 +96,7 @@ class Regularizer(nn.Module):
                 value = self.regularizer(z)
                 terms = {"": value}
             share = 1 / len(latents.predictions)
-            penalty = penalty.to(value.device) + share * self.weight * value
+            penalty = penalty + share * self.weight * value
             parts = {part: parts.get(part, 0.0) + share * term for part, term in terms.items()}
         return penalty, parts
 

@@ -3,11 +3,12 @@
 from jepa_lightning.networks.attentive import AttentivePooler
 from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.build import build_network
+from jepa_lightning.networks.encoders import VideoTransformer, VisionTransformer
 from jepa_lightning.networks.predictors import Predictor
 from jepa_lightning.networks.timm_encoder import TimmEncoder
 from jepa_lightning.networks.tokenizers import PatchEmbed
 from jepa_lightning.networks.tokens import gather_tokens, hide_patches
-from jepa_lightning.networks.transformer import Transformer, VideoTransformer, VisionTransformer
+from jepa_lightning.networks.transformer import Transformer
 
 __all__ = [
     "AttentivePooler",

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.positions import ADDED, Positions, Rotation, rotation, sincos_positions
-from jepa_lightning.networks.tokenizers import PatchEmbed
 from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, rescale_residuals
 from jepa_lightning.step import Tokens
 
@@ -211,97 +210,3 @@ class Transformer(nn.Module):
         if self.positions == "learned":
             raise ValueError(f"learned positions are those of a grid of {self.grid}, the observations have {grid}")
         return sincos_positions(grid, self.embed_dim).to(self.pos_embed)
-
-
-class VisionTransformer(Transformer):
-    """The encoder of I-JEPA: a ViT on image patches with fixed sine-cosine positions and without class token.
-
-    Args:
-        image_size: `(rows, columns)` in pixels, multiples of the patch size.
-        patch_size: `(rows, columns)` of a patch in pixels.
-        in_channels: number of image channels.
-        embed_dim: width D of the tokens, a multiple of four and of `num_heads`.
-        depth: number of blocks.
-        num_heads: attention heads a block.
-        mlp_ratio: width of the MLPs over `embed_dim`.
-
-    Raises:
-        ValueError: a size that does not fit.
-
-    Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
-
-    >>> encoder = VisionTransformer((32, 48), (16, 16), embed_dim=8, depth=1, num_heads=2)
-    >>> encoder.grid_of(torch.zeros(5, 3, 32, 48)), encoder(torch.zeros(5, 3, 32, 48)).shape
-    ((2, 3), torch.Size([5, 6, 8]))
-    >>> encoder(torch.zeros(5, 3, 32, 48), torch.tensor([[0, 4]]).expand(5, -1)).shape
-    torch.Size([5, 2, 8])
-    """
-
-    def __init__(
-        self,
-        image_size: Sequence[int] = (224, 224),
-        patch_size: Sequence[int] = (16, 16),
-        in_channels: int = 3,
-        embed_dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], rows=image_size[0], columns=image_size[1])
-        if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
-            raise ValueError(
-                f"an image of {tuple(image_size)} pixels cannot be cut into patches of {tuple(patch_size)}"
-            )
-        grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        super().__init__(PatchEmbed(patch_size, in_channels, embed_dim), grid, depth, num_heads, mlp_ratio)
-        self.patch_size = (patch_size[0], patch_size[1])
-
-
-class VideoTransformer(Transformer):
-    """The encoder of V-JEPA and V-JEPA 2: a ViT on tubelets, patches that span a few frames.
-
-    Args:
-        image_size: `(rows, columns)` in pixels, multiples of the patch size.
-        num_frames: frames of a clip, a multiple of the tubelet size.
-        patch_size: `(rows, columns)` of a patch in pixels.
-        tubelet_size: frames that a token spans.
-        in_channels: number of channels.
-        embed_dim: width D of the tokens, a multiple of `num_heads`.
-        depth: number of blocks.
-        num_heads: attention heads a block.
-        mlp_ratio: width of the MLPs over `embed_dim`.
-        positions: `sincos` (V-JEPA), `rope` (V-JEPA 2), or `tiled_rope`, which V-JEPA 2's published weights need.
-
-    Raises:
-        ValueError: a size that does not fit.
-
-    Source: V-JEPA (arXiv 2404.08471), section 3.2; V-JEPA 2 (arXiv 2506.09985), section 2.1.
-
-    >>> encoder = VideoTransformer((32, 48), 4, (16, 16), 2, embed_dim=12, depth=1, num_heads=2, positions="rope")
-    >>> encoder.grid_of(torch.zeros(5, 3, 4, 32, 48)), encoder(torch.zeros(5, 3, 4, 32, 48)).shape
-    ((2, 2, 3), torch.Size([5, 12, 12]))
-    >>> encoder(torch.zeros(5, 3, 32, 48), torch.tensor([[0, 4]]).expand(5, -1)).shape
-    torch.Size([5, 2, 12])
-    """
-
-    def __init__(
-        self,
-        image_size: Sequence[int] = (224, 224),
-        num_frames: int = 16,
-        patch_size: Sequence[int] = (16, 16),
-        tubelet_size: int = 2,
-        in_channels: int = 3,
-        embed_dim: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        positions: Positions = "sincos",
-    ) -> None:
-        check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], tubelet_size=tubelet_size)
-        check_sizes(rows=image_size[0], columns=image_size[1], num_frames=num_frames)
-        size, tubelet = (num_frames, *image_size), (tubelet_size, *patch_size)
-        if any(length % part for length, part in zip(size, tubelet, strict=True)):
-            raise ValueError(f"a clip of {size} (frames, rows, columns) cannot be cut into tubelets of {tubelet}")
-        grid = [length // part for length, part in zip(size, tubelet, strict=True)]
-        super().__init__(PatchEmbed(tubelet, in_channels, embed_dim), grid, depth, num_heads, mlp_ratio, positions)
-        self.patch_size, self.tubelet_size = (patch_size[0], patch_size[1]), tubelet_size
