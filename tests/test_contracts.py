@@ -219,6 +219,27 @@ def test_evaluate(name: str, tmp_path: Path) -> None:
         assert "regression" in {reading.probe for reading in readings if reading.label == "position"}
 
 
+@pytest.mark.parametrize("name", ["two encoders, three optimisers", "unequal lengths", "actions", "LeJEPA"])
+def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint whose encoder nobody but its own method knows, the method's features."""
+    monkeypatch.chdir(tmp_path)
+    case, trainer = CASES[name], quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module := made(name), Data(name))
+    trainer.save_checkpoint("it.ckpt")
+    recipe = {"class_path": f"{case.method.__module__}.{case.method.__qualname__}", "init_args": case.options}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": recipe}))
+    given = ["--config=recipe.yaml", "--data=test_contracts.Data", f"--data.name={name}", "--ckpt_path=it.ckpt"]
+    given += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
+    main(["evaluate", *given, "--steps=3"])
+    rows = (tmp_path / "evaluation.csv").read_text()
+    assert "kind,linear,accuracy" in rows
+    assert "kind,kNN,accuracy" in rows
+    main(["predict", *given, "--trainer.enable_progress_bar=false"])
+    features = np.load(tmp_path / "features.npz")["features"]
+    expected = module.eval().features(case.data(12)).pooled()
+    assert_close(torch.from_numpy(features), expected, "features")
+
+
 # --- Teachers and rates ----------------------------------------------------------------------------------------------
 
 
@@ -396,6 +417,31 @@ def test_resume_in_mid_epoch(name: str, tmp_path: Path) -> None:
     watched = [key for key in expected["callbacks"] if key.startswith(kinds)]
     assert len(watched) == 3 + (name == "actions")
     assert all(same(expected["callbacks"][key], found["callbacks"][key]) for key in watched)
+
+
+def test_resume_within_accumulated_batches(tmp_path: Path) -> None:
+    """Of batches that count by weights: gradients and weight so far are in the checkpoint."""
+
+    class Saves(pl.callbacks.Checkpoint):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2 and trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    def run(**start: Any) -> dict[str, Tensor]:
+        pl.seed_everything(0, verbose=False)
+        module = made("unequal lengths")
+        trainer = quiet_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[Saves()])
+        trainer.fit(module, Data("unequal lengths"), **start)
+        assert trainer.global_step == 4
+        return module.state_dict()
+
+    whole = run()
+    saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
+    assert saved["gradients_weight"] > 0
+    assert same(whole, run(ckpt_path=tmp_path / "within.ckpt", weights_only=True))
+    del saved["gradients_weight"]
+    torch.save(saved, tmp_path / "without.ckpt")
+    assert not same(whole, run(ckpt_path=tmp_path / "without.ckpt", weights_only=True))
 
 
 def same(a: Any, b: Any) -> bool:

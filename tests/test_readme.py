@@ -18,7 +18,8 @@ from jepa_lightning import IJEPA, RECIPES
 from jepa_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "at-scale.md", ROOT / "recipes" / "README.md"]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", DOCS / "at-scale.md", DOCS / "your-own-method.md", ROOT / "recipes" / "README.md"]
 FAST = "--trainer.max_epochs=1 --trainer.enable_progress_bar=false --trainer.accelerator=cpu"
 # What a command of README is given besides, so that it takes seconds.
 SMALLER = {
@@ -80,7 +81,7 @@ def test_code() -> None:
 def test_code_of_the_page_at_scale() -> None:
     """A DataModule with the loader of the page resumes where it was, and a compiled module is one still."""
     own, compiling = (
-        next(piece for piece in blocks(ROOT / "docs" / "at-scale.md", "python") if word in piece)
+        next(piece for piece in blocks(DOCS / "at-scale.md", "python") if word in piece)
         for word in ("Order", "torch.compile")
     )
     names: dict[str, Any] = {"torch": torch, "module": IJEPA(16, 4, embed_dim=12, depth=1, num_heads=2)}
@@ -93,6 +94,17 @@ def test_code_of_the_page_at_scale() -> None:
     batches = [torch.cat(list(batch)) for batch in names["train_dataloader"](Data())]
     assert sorted(torch.cat(batches).tolist()) == list(range(32))
     assert [len(batch) for batch in batches] == [8] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+def test_code_of_the_page_on_methods() -> None:
+    """The method trains, under its monitor and probe."""
+    names: dict[str, Any] = {}
+    for piece in blocks(DOCS / "your-own-method.md", "python"):
+        exec(compile(piece, "your-own-method.md", "exec"), names)
+    assert names["trainer"].global_step == 2 * 4
+    expected = {"train/loss", "train/momentum", "val/loss", "collapse/target/rankme", "probe/linear/accuracy"}
+    assert expected <= set(names["trainer"].callback_metrics)
 
 
 @pytest.mark.filterwarnings("ignore:.*")
