@@ -430,7 +430,9 @@ def test_resume_within_accumulated_batches(tmp_path: Path) -> None:
     def run(**start: Any) -> dict[str, Tensor]:
         pl.seed_everything(0, verbose=False)
         module = made("unequal lengths")
-        trainer = quiet_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[Saves()])
+        trainer = quiet_trainer(
+            tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[Saves()], enable_checkpointing=True
+        )
         trainer.fit(module, Data("unequal lengths"), **start)
         assert trainer.global_step == 4
         return module.state_dict()
