@@ -1,6 +1,7 @@
-"""What is hidden, and what is seen: masks and views, drawn for a whole batch from an explicit generator."""
+"""What is hidden, and what is seen: masks and views, drawn for a whole batch from explicit numbers."""
 
-from jepa_lightning.masking.multiblock import Masks, MultiBlockMasking
+from jepa_lightning.masking.masks import Masks
+from jepa_lightning.masking.multiblock import MultiBlockMasking
 from jepa_lightning.masking.tubes import MaskingList, RandomTubeMasking, TubeMasking
 from jepa_lightning.masking.views import MultiViews, Views, take_views
 

@@ -10,20 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from jepa_lightning.draws import Rng
+from jepa_lightning.masking.masks import Masks, between, checked, on_device, uniform
 
 ATTEMPTS = 4  # sets of target blocks drawn for an image that is to have room for its context
-
-
-class Masks(NamedTuple):
-    """Token indices into the flattened grid.
-
-    Attributes:
-        context: LongTensor `[B, K_c]`, what the context encoder sees.
-        targets: LongTensor `[B, M, K_t]`, the M blocks to predict.
-    """
-
-    context: Tensor
-    targets: Tensor
 
 
 class Blocks(NamedTuple):
@@ -293,37 +282,6 @@ def _random_choice(preference: Tensor, number: int, noise: Tensor) -> Tensor:
     else:
         chosen = keys.topk(number, sorted=False).values
     return (chosen & (2**bits - 1)).long()
-
-
-def checked(rng: Rng | None, batch_size: int, lengths: Tensor | None = None) -> Rng:
-    """The source of a masking's numbers: the given one if it is for so many samples, a fresh one without.
-
-    Raises:
-        ValueError: one for another number of samples, or lengths for a masking of whole grids.
-    """
-    if lengths is not None:
-        raise ValueError("this masking is for whole grids of tokens: it takes no lengths")
-    rng = rng or Rng.fresh(batch_size)
-    if rng.batch_size != batch_size:
-        raise ValueError(f"the rng draws for {rng.batch_size} samples, but masks are wanted for {batch_size}")
-    return rng
-
-
-def on_device(masks: Masks, rng: Rng) -> Masks:
-    """Masks drawn on the processor, where those of `rng` would be; nobody waits for the copy."""
-    if rng.device.type != "cuda":
-        return masks
-    return Masks(*(part.pin_memory().to(rng.device, non_blocking=True) for part in masks))
-
-
-def between(numbers: Tensor, low: float, high: float) -> Tensor:
-    """Numbers uniform in [0, 1) made uniform in [low, high)."""
-    return numbers * (high - low) + low
-
-
-def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers in the order of a generator, which official samplers look at one after another."""
-    return between(torch.rand(tuple(shape), generator=generator, device=generator.device), low, high)
 
 
 def _block_sides(area: Tensor, aspect: Tensor, grid: Sequence[int], min_tokens: int) -> tuple[Tensor, Tensor]:

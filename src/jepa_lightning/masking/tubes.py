@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from jepa_lightning.draws import Rng
-from jepa_lightning.masking.multiblock import Masks, between, checked, on_device, uniform
+from jepa_lightning.masking.masks import Masks, between, checked, on_device, uniform
 
 ATTEMPTS = 4  # sets of blocks drawn for a clip that is to have room for its context and enough to predict
 

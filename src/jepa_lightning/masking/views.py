@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_lightning.draws import Rng
-from jepa_lightning.masking.multiblock import between, checked
+from jepa_lightning.masking.masks import between, checked
 
 
 class Views(NamedTuple):

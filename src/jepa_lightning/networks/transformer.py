@@ -35,6 +35,7 @@ class Transformer(nn.Module):
     Raises:
         ValueError: a size that does not fit.
 
+    >>> from jepa_lightning.networks import PatchEmbed
     >>> encoder = Transformer(PatchEmbed((5,), 1, 8), grid=(4,), depth=1, num_heads=2, class_token=True)
     >>> encoder(torch.zeros(3, 20, 1)).shape
     torch.Size([3, 4, 8])

@@ -1,0 +1,54 @@
+"""Masks, and what maskings of every kind do with the numbers that they draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from jepa_lightning.draws import Rng
+
+
+class Masks(NamedTuple):
+    """Token indices into the flattened grid.
+
+    Attributes:
+        context: LongTensor `[B, K_c]`, what the context encoder sees.
+        targets: LongTensor `[B, M, K_t]`, the M blocks to predict.
+    """
+
+    context: Tensor
+    targets: Tensor
+
+
+def checked(rng: Rng | None, batch_size: int, lengths: Tensor | None = None) -> Rng:
+    """The source of a masking's numbers: the given one if it is for so many samples, a fresh one without.
+
+    Raises:
+        ValueError: one for another number of samples, or lengths for a masking of whole grids.
+    """
+    if lengths is not None:
+        raise ValueError("this masking is for whole grids of tokens: it takes no lengths")
+    rng = rng or Rng.fresh(batch_size)
+    if rng.batch_size != batch_size:
+        raise ValueError(f"the rng draws for {rng.batch_size} samples, but masks are wanted for {batch_size}")
+    return rng
+
+
+def on_device(masks: Masks, rng: Rng) -> Masks:
+    """Masks drawn on the processor, where those of `rng` would be; nobody waits for the copy."""
+    if rng.device.type != "cuda":
+        return masks
+    return Masks(*(part.pin_memory().to(rng.device, non_blocking=True) for part in masks))
+
+
+def between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers uniform in [0, 1) made uniform in [low, high)."""
+    return numbers * (high - low) + low
+
+
+def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers in the order of a generator, which official samplers look at one after another."""
+    return between(torch.rand(tuple(shape), generator=generator, device=generator.device), low, high)
