@@ -44,6 +44,7 @@ from jepa_lightning.callbacks import (
     RegressionProbe,
 )
 from jepa_lightning.cli import main
+from jepa_lightning.clock import clock
 from jepa_lightning.data.order import Order, ResumableLoader
 from jepa_lightning.modules.training import TrainingModule
 
@@ -705,6 +706,15 @@ def test_a_training_that_starts_from_parts(tmp_path: Path) -> None:
     teacher = start({"context_encoder": str(path), "target_encoder": str(path)})
     for key, value in source.target_encoder.state_dict().items():
         assert torch.equal(teacher.at_start[f"target_encoder.{key}"], value)
+    trained = copy.deepcopy(teacher.state_dict())  # which nothing but another fit starts anew
+    quiet_trainer().validate(teacher, Data("I-JEPA"), verbose=False)
+    quiet_trainer().test(teacher, Data("I-JEPA"), verbose=False)
+    assert same(trained, teacher.state_dict())
+    trainer.strategy.connect(teacher)
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    loaded = Started.load_from_checkpoint(tmp_path / "trained.ckpt", weights_only=True)
+    quiet_trainer().test(loaded, Data("I-JEPA"), verbose=False)
+    assert same(trained, loaded.state_dict())
     with pytest.raises(ValueError, match="has no network encoder; weights are given for context_encoder"):
         start({"encoder": str(path)})
     with pytest.raises(FileNotFoundError):
@@ -761,6 +771,30 @@ def test_schedules_need_an_end() -> None:
     trainer = quiet_trainer(max_epochs=-1, max_steps=5)
     trainer.fit(module, DataLoader(Endless(), 4))
     assert trainer.global_step == 5
+
+
+def test_clock_of_several_optimisers() -> None:
+    """Steps are batches, however many optimisers count them; the end is that of the training, not of an optimiser."""
+    seen: list[tuple[int, int]] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(tuple(clock(trainer)))
+
+    name = "two encoders, three optimisers"
+    trainer = quiet_trainer(max_epochs=-1, max_steps=18, callbacks=[Look()])
+    trainer.fit(made(name), Data(name))
+    assert trainer.global_step == 18
+    assert seen == [(step, 6) for step in range(1, 7)]
+
+    class Early(toys.TwoEncoders):
+        def configure_optimizers(self) -> Any:
+            clock(self.trainer)
+            return super().configure_optimizers()
+
+    with pytest.raises(ValueError, match="read the clock in every step"):
+        quiet_trainer(max_epochs=-1, max_steps=18).fit(Early(), Data(name))
+    quiet_trainer(max_epochs=1).fit(Early(), Data(name))
 
 
 def evaluation_probe() -> Any:

@@ -262,6 +262,7 @@ def test_unknown_options(module: Any, options: dict[str, Any], message: str) -> 
     [
         ({"warmup": 1.0}, "warmup is the share"),
         ({"warmup": -0.1}, "warmup is the share"),
+        ({"momentum": (0.9, 1.1)}, "momentum must lie in"),
         ({"patch_size": 5}, r"\(16, 16\) pixels cannot be cut into patches of \(5, 5\)"),
         ({"num_heads": 3}, "width of 16 cannot be split among 3 heads"),
         ({"predictor_num_heads": 3}, "predictor of width 8 cannot be split among 3 heads"),

@@ -34,7 +34,8 @@ def clock(trainer: Any) -> Clock:
         trainer: a Trainer that fits.
 
     Raises:
-        ValueError: a training without an end, to which nothing can be scheduled.
+        ValueError: a training without an end, to which nothing can be scheduled; or one whose end is in `max_steps` of
+            several optimisers that are not made yet.
     """
     module = trainer.lightning_module
     by_hand = module is not None and not module.automatic_optimization
@@ -47,6 +48,11 @@ def clock(trainer: Any) -> Clock:
         steps_an_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         total = math.inf if math.isinf(steps_an_epoch) else math.ceil(steps_an_epoch) * max(trainer.max_epochs, 1)
     if trainer.max_steps != -1:
+        if by_hand and not trainer.optimizers:
+            raise ValueError(
+                "max_steps counts the steps of each optimiser, and these are not made yet: read the clock in every "
+                "step and not in configure_optimizers, or give the Trainer max_epochs"
+            )
         total = min(total, math.ceil(trainer.max_steps / optimizers))
     if math.isinf(total):
         unknown = trainer.max_epochs != -1  # then it is the number of batches

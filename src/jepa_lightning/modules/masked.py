@@ -64,6 +64,8 @@ class MaskedJEPA(JEPA):
     ) -> None:
         if distance not in get_args(Distance):
             raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, got {distance!r}")
+        if not all(0 <= value <= 1 for value in momentum):
+            raise ValueError(f"momentum must lie in [0, 1] at start and end, got {tuple(momentum)}")
         super().__init__(**training)
         self.distance = distance
         self.context_encoder = self.build_encoder() if encoder is None else build_network(encoder)

@@ -95,6 +95,7 @@ class TrainingModule(ResumableModule):
         # Not of `hparams`, where a method has no such options of its own.
         self.stretch, self.weights, self.recompute_activations = stretch, weights, recompute_activations
         self._seed: int | None = None
+        self._has_weights = False  # whether others than the first ones: started from, trained, or loaded
 
     def teachers(self) -> list[Teacher]:
         """The networks that follow others; `EMATargetEncoder` moves them."""
@@ -211,6 +212,7 @@ class TrainingModule(ResumableModule):
         """Start from `weights`, unless a checkpoint of this run is being resumed."""
         # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        self._has_weights = False
         self._start()
 
     def on_validation_start(self) -> None:
@@ -228,8 +230,9 @@ class TrainingModule(ResumableModule):
 
     def _start(self) -> None:
         self._seed = None  # that of an earlier run
-        if self.weights is None or self.trainer.ckpt_path is not None:
+        if self.weights is None or self._has_weights or self.trainer.ckpt_path is not None:
             return
+        self._has_weights = True
         if anew := start_from(self, self.weights):
             rank_zero_warn(f"{self.weights} holds no weights for {', '.join(anew)}: these start anew")
 
@@ -239,6 +242,7 @@ class TrainingModule(ResumableModule):
         Raises:
             ValueError: weights of another method, or of networks of other sizes.
         """
+        self._has_weights = True
         try:
             return super().load_state_dict(state_dict, *args, **options)
         except RuntimeError as error:
