@@ -138,26 +138,11 @@ def evaluate(
         raise ValueError(f"the batches of {type(data).__name__} have no labels to be read off the features")
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
-        readers: list[_Reader]
-        options = dict(encoder_options or {})
         if isinstance(encoder, str):
-            chosen, size = read_networks(encoder).options.get("encoder"), batches.observations(first)[0].shape[2:]
-            if chosen is None:
-                told = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {})
-                options = told | options
-            frozen = [FrozenEncoder(encoder, 1, options) for _ in range(2)]
-            for each in frozen:
-                each.layers = min(4, each.depth)
-            if chosen is None:
-                frozen[1].encoder.init_weights()
-            else:
-                frozen[1].encoder = build_network(chosen).eval()
-            readers = [partial(_encoder_features, each.to(device)) for each in frozen]
-            grid = frozen[0].grid
+            readers, grid, options = _of_checkpoint(encoder, batches.observations(first)[0], device, encoder_options)
         else:
-            modules = [encoder, built_anew(encoder)]
-            readers = [partial(_module_features, each.to(device).eval()) for each in modules]
-            grid = ()
+            readers = [partial(_module_features, each.to(device).eval()) for each in (encoder, built_anew(encoder))]
+            grid, options = (), {}
         parts = {
             "train": _encode(readers, split.train_dataloader(), reads, device, num_train),
             "val": _encode(readers, split.val_dataloader(), reads, device, num_train),
@@ -195,7 +180,25 @@ def built_anew(module: Any) -> Any:
     return type(module)(**{name: value for name, value in options.items() if takes_all or name in known})
 
 
+# Of a batch, the pooled features [B, L, D] and, of an encoder, the tokens [B, T, D].
 _Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+
+def _of_checkpoint(
+    path: str, observation: Tensor, device: torch.device, given: dict[str, Any] | None
+) -> tuple[list[_Reader], tuple[int, ...], dict[str, Any]]:
+    """Readers of a checkpoint's encoder and of the same untrained, their token grid, and options of `load_encoder`."""
+    options, size, configuration = dict(given or {}), observation.shape[2:], read_networks(path).options.get("encoder")
+    if configuration is None:  # then the sizes are those of the data
+        options = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {}) | options
+    trained, untrained = (FrozenEncoder(path, 1, options) for _ in range(2))
+    if configuration is None:
+        untrained.encoder.init_weights()
+    else:
+        untrained.encoder = build_network(configuration).eval()
+    for each in (trained, untrained):
+        each.layers = min(4, each.depth)
+    return [partial(_encoder_features, each.to(device)) for each in (trained, untrained)], trained.grid, options
 
 
 def _encoder_features(encoder: FrozenEncoder, batch: Any) -> tuple[Tensor, Tensor]:
