@@ -541,6 +541,22 @@ def test_batches_of_every_kind(name: str, kind: Any) -> None:
     assert torch.equal(predicted["features"], module.predict_step(batch, 0)["features"])
 
 
+@pytest.mark.parametrize("name", ["I-JEPA", "two encoders, three optimisers", "unequal lengths", "actions"])
+def test_trainings_on_batches_of_every_kind(name: str, tmp_path: Path) -> None:
+    """Dicts, lists, tuples and NamedTuples give the same weights and readings."""
+    ends = []
+    for kind in (None, dict, list, tuple):
+        label = "kind" if kind in (None, dict) else "label" if name != "actions" else "label 2"
+        data = DataLoader(toys.Rows(CASES[name].data(8), kind), batch_size=4)
+        watching = [CollapseMonitor(1), LinearProbe(2, label=label), KNNProbe(label=label, bank_size=8), Cockpit(4)]
+        module, trainer = made(name), quiet_trainer(tmp_path, max_epochs=1, callbacks=watching)
+        pl.seed_everything(0, verbose=False)
+        trainer.fit(module, data, data)
+        ends.append((module.state_dict(), {tag: value.clone() for tag, value in trainer.callback_metrics.items()}))
+    assert {"probe/linear/accuracy", "probe/knn/accuracy", "train/constant_loss"} <= ends[0][1].keys()
+    assert all(same(end, ends[0]) for end in ends[1:])
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.method.reads])
 def test_a_bare_tensor_is_a_batch(name: str, tmp_path: Path) -> None:
     module, batch = made(name).eval(), CASES[name].data(4)
