@@ -71,7 +71,7 @@ class MaskedJEPA(JEPA):
         self.context_encoder = self.build_encoder() if encoder is None else build_network(encoder)
         self._note_sizes()
         self.target_encoder = self.build_teacher(self.context_encoder)
-        self.grid = tuple(self.context_encoder.grid_of(self.example()))
+        self.grid = self._built_grid()
         self.masking = self.build_masking()
         self.predictor = self.build_predictor()
         self.regularizers = nn.ModuleDict(self.build_regularizers())
@@ -193,6 +193,16 @@ class MaskedJEPA(JEPA):
     def features(self, batch: Any) -> Tokens:
         """The target encoder's tokens of the whole observation."""
         return self.encode(self.target_encoder, self.observations(batch)[0], None, self.valid(batch))
+
+    def _built_grid(self) -> tuple[int, ...]:
+        """The token grid of observations of the size that the module is built for."""
+        try:
+            return tuple(self.context_encoder.grid_of(self.example()))
+        except ValueError as error:
+            raise ValueError(
+                f"this {type(self).__name__} is built for observations {list(self.example().shape)}, which its encoder "
+                f"does not take: give both the same size (image_size, num_frames). {error}"
+            ) from error
 
     def _note_sizes(self) -> None:
         """Let `hparams` say what was built: sizes that the encoder has, and none that it has not."""
