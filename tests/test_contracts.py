@@ -676,10 +676,9 @@ def test_an_encoder_by_configuration(tmp_path: Path) -> None:
     assert torch.equal(alone(observation), expected)
     readings = evaluation.evaluate(str(tmp_path / "it.ckpt"), Data("I-JEPA"), steps=2, accelerator="cpu")
     assert {"linear", "attentive", "kNN"} <= {reading.probe for reading in readings}
+    sizes = {"name": "vit_tiny_patch16_224", "image_size": [64, 64]}
     with pytest.raises(ValueError, match=r"built for observations \[1, 3, 224, 224\].*the same size \(image_size"):
-        timm = {"class_path": "jepa_lightning.networks.TimmEncoder", "init_args": {"name": "vit_tiny_patch16_224"}}
-        timm["init_args"] |= {"image_size": [64, 64]}  # type: ignore[operator]
-        IJEPA(encoder=timm)
+        IJEPA(encoder={"class_path": "jepa_lightning.networks.TimmEncoder", "init_args": sizes})
     with pytest.raises(ValueError, match="depth=3 is an option of the default encoder, but this one is a Dropping"):
         IJEPA(image_size=16, encoder=chosen, depth=3)
     with pytest.raises(ValueError, match=r"embed_dim=16 .* a Dropping with embed_dim=8"):
