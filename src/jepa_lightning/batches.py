@@ -15,7 +15,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 UNLABELLED = -1  # the class of samples without one, as in torchvision's STL10
-NO_LABEL = (UNLABELLED, -100)  # the second is what torch's cross-entropy leaves out by default
+IGNORED = -100  # the same in the words of torch's cross-entropy
 MAX_CLASSES = 2**20  # a class above is no class but an identifier, for which there would be no memory
 
 
@@ -123,8 +123,7 @@ def classes(given: Tensor, num_classes: int | None = None, maps: bool = False) -
             + f", got {given.dtype} {list(given.shape)}"
         )
     given = given.long()
-    for value in NO_LABEL[1:]:
-        given = torch.where(given == value, UNLABELLED, given)
+    given = given.masked_fill(given == IGNORED, UNLABELLED)
     if given.numel():
         low, high = (int(bound) for bound in given.aminmax())
         limit = MAX_CLASSES if num_classes is None else num_classes
