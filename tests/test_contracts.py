@@ -185,7 +185,7 @@ def test_all_that_watches(name: str, tmp_path: Path) -> None:
     )
     trainer.fit(module, Data(name))
     latents = module.latents(CASES[name].data(4))
-    assert all(module.loss(latents)["loss"].isfinite() for _ in range(2))
+    assert module.loss(latents)["loss"].isfinite()
     assert module.energy(latents).shape == (4,)
     logged = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
     branches = [*latents.embeddings, *(f"prediction/{each}".rstrip("/") for each in latents.predictions)]
@@ -783,7 +783,7 @@ def test_schedules_need_an_end() -> None:
         def __iter__(self) -> Any:
             yield from random_images(40)
 
-    for module in (made("I-JEPA"), evaluation_probe()):
+    for module in (made("I-JEPA"), no_jepa()):
         with pytest.raises(ValueError, match="give the Trainer max_steps"):
             quiet_trainer(max_epochs=2).fit(module, DataLoader(Endless(), 4))
     module = made("I-JEPA")
@@ -816,7 +816,7 @@ def test_clock_of_several_optimisers() -> None:
     quiet_trainer(max_epochs=1).fit(Early(), Data(name))
 
 
-def evaluation_probe() -> Any:
+def no_jepa() -> Any:
     class Scheduled(TrainingModule):
         """What is trained without being a JEPA."""
 

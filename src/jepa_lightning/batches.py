@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -27,7 +28,6 @@ def fields(batch: Any, reads: Sequence[str] = ()) -> dict[str, Any]:
         TypeError: something that is no batch.
         ValueError: an empty batch.
 
-    >>> import torch
     >>> list(fields((torch.zeros(2, 3), torch.zeros(2), torch.ones(2))))
     ['observation', 'label', 'label 2']
     >>> list(fields([torch.zeros(2, 3), torch.zeros(2, 1)], reads=("state", "action")))
@@ -112,7 +112,6 @@ def classes(given: Tensor, num_classes: int | None = None, maps: bool = False) -
     Raises:
         ValueError: labels of another type or shape, or out of range.
 
-    >>> import torch
     >>> classes(torch.tensor([2, -100, 0]), num_classes=3)
     tensor([ 2, -1,  0])
     """
@@ -126,7 +125,7 @@ def classes(given: Tensor, num_classes: int | None = None, maps: bool = False) -
     given = given.long()
     given = given.masked_fill(given == IGNORED, UNLABELLED)
     if given.numel():
-        low, high = (int(bound) for bound in given.aminmax())
+        low, high = torch.stack(given.aminmax()).tolist()  # on a GPU, waited for once
         limit = MAX_CLASSES if num_classes is None else num_classes
         if low < UNLABELLED or high >= limit:
             raise ValueError(
