@@ -1,5 +1,6 @@
 """What several test files share: a tiny module's options, a quiet Trainer, and data that need no disk."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -91,7 +92,10 @@ def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arg
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, (port, function, folder, arguments), nprocs=2)
+    given = (port, function, folder, arguments)
+    # Forked from a process that has imported all there is: to import it takes longer than most of these tests.
+    multiprocessing.set_forkserver_preload(["jepa_lightning.cli"])
+    torch.multiprocessing.start_processes(_one_of_two, given, nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank {rank}.pt", weights_only=True) for rank in range(2)]
 
 

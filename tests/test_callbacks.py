@@ -27,7 +27,8 @@ from jepa_lightning.callbacks import (
     RegressionProbe,
     Throughput,
 )
-from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_latents
+from jepa_lightning.callbacks.pictures import draw_latents
+from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 from jepa_lightning.networks import gather_tokens
@@ -164,7 +165,7 @@ def test_labels_by_name(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[LinearProbe(8), LinearProbe(5, "count", "count"), probe])
     pl.seed_everything(0, verbose=False)
     trainer.fit(tiny(), data)
-    counts = data.train_set.__getitems__(list(range(16))).count
+    counts = data.sets["train"].__getitems__(list(range(16))).count
     assert sorted(probe.state_dict()["labels"].tolist()) == sorted(counts.tolist())
     assert set(probe.state_dict()["labels"].tolist()) <= {1, 2, 3}
 

@@ -309,7 +309,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_videos(root / "videos")
     for name in ("cifar", "stl10"):
         monkeypatch.setattr(f"torchvision.datasets.{name}.check_integrity", lambda *_: True)
-    monkeypatch.setattr("jepa_lightning.data.sources.DEBIAN_FASHION_MNIST", Path("/nonexistent"))
+    monkeypatch.setattr("jepa_lightning.data.images.torchvision_sets.DEBIAN_FASHION_MNIST", Path("/nonexistent"))
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")

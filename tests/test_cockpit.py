@@ -18,7 +18,7 @@ from torch import Tensor
 from jepa_lightning import IJEPA, Latents, Prediction, Tokens
 from jepa_lightning.callbacks import Cockpit, CollapseError, CollapseMonitor, KNNProbe, LatentPictures
 from jepa_lightning.callbacks.cockpit import LAYOUT
-from jepa_lightning.callbacks.collapse import across_images, draw_spectra
+from jepa_lightning.callbacks.readings import across_images, draw_spectra
 
 
 class Staged(IJEPA):

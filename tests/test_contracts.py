@@ -45,7 +45,7 @@ from jepa_lightning.callbacks import (
 )
 from jepa_lightning.cli import main
 from jepa_lightning.clock import clock
-from jepa_lightning.data.order import Order, ResumableLoader
+from jepa_lightning.data.resume import Order, ResumableLoader
 from jepa_lightning.modules.training import TrainingModule
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from jepa_lightning.data import MovingShapesBatch, MovingShapesDataModule, MovingShapesDataset
-from jepa_lightning.data.moving_shapes import DIRECTIONS, SPEEDS, lay_out
-from jepa_lightning.data.rendering import KINDS, Draws
+from jepa_lightning.data.synthetic.moving_scenes import DIRECTIONS, SPEEDS, lay_out
+from jepa_lightning.data.synthetic.painting import KINDS
+from jepa_lightning.data.synthetic.streams import Streams
 
 
 def pixels(clip: Tensor) -> np.ndarray:
@@ -87,7 +88,7 @@ def test_normalisation_and_balance() -> None:
     batch = render(MovingShapesDataset(1000))
     assert abs(batch.clip.double().mean()) < 0.03
     assert abs(batch.clip.double().std() - 1) < 0.03
-    scene = lay_out(Draws(0, 0, np.arange(10_000)), 1, 32, 32)
+    scene = lay_out(Streams(0, 0, np.arange(10_000)), 1, 32, 32)
     for labels, names in ((scene.kind[:, 0], KINDS), (scene.direction, DIRECTIONS), (scene.speed, SPEEDS)):
         share = np.bincount(labels) / 10_000
         assert len(share) == len(names)
@@ -115,7 +116,7 @@ def test_labels_against_the_path_of_the_subject() -> None:
 def test_smaller_shapes_bounce() -> None:
     """They stay wholly in the picture, and their pace along either axis changes where they turn back alone."""
     height, width = 32, 48
-    scene = lay_out(Draws(0, 0, np.arange(500)), 64, height, width)
+    scene = lay_out(Streams(0, 0, np.arange(500)), 64, height, width)
     reach = scene.radius[:, 1:, None, None] * np.where(scene.square[:, 1:], 1.25, 1)[..., None, None]
     centre = scene.centre[:, 1:].astype(float)
     assert (centre - reach > -1e-4).all()
@@ -134,7 +135,7 @@ def test_pixels_against_the_description() -> None:
     height, width, number, frames = 48, 64, 16, 3
     clips = render(MovingShapesDataset(number, frames, [height, width]))
     grey = pixels(clips.clip).mean(1)
-    scene = lay_out(Draws(0, 0, np.arange(number)), frames, height, width)
+    scene = lay_out(Streams(0, 0, np.arange(number)), frames, height, width)
     y, x = np.mgrid[:height, :width] + 0.5
     right: dict[str, list[bool]] = {"background": [], "at rest": [], "subject": [], "small": []}
     before = np.empty((height, width))
@@ -202,7 +203,7 @@ def test_no_frame_depends_on_the_motion() -> None:
     Between walls, its place is not.
     """
     side = 32
-    scene = lay_out(Draws(0, 0, np.arange(40_000)), 8, side, side)
+    scene = lay_out(Streams(0, 0, np.arange(40_000)), 8, side, side)
     looks = {
         "kind": scene.kind[:, 0],
         "square": scene.square[:, 0],
@@ -312,7 +313,7 @@ def test_trainer_runs_on_the_datamodule() -> None:
     trainer.fit(model, datamodule)
     assert model.seen == ["train"] * 2 + ["val"] * 2
     directions = torch.cat(trainer.predict(model, datamodule))
-    assert torch.equal(directions, render(datamodule.test_set).direction)
+    assert torch.equal(directions, render(datamodule.sets["test"]).direction)
     assert dict(datamodule.hparams) == {
         "image_size": 16, "num_frames": 2, "num_train": 40, "num_val": 20, "batch_size": 16, "num_workers": 0,
         "seed": 0,
@@ -341,7 +342,7 @@ def test_datamodule_rejects(arguments: dict, message: str) -> None:
 def test_dataset_rejects() -> None:
     with pytest.raises(ValueError, match="split='valid' does not exist; choose one of train, val, test"):
         MovingShapesDataset(10, split="valid")
-    with pytest.raises(ValueError, match="num_clips=0"):
+    with pytest.raises(ValueError, match="0 samples"):
         MovingShapesDataset(0)
     with pytest.raises(IndexError, match="10 clips"):
         MovingShapesDataset(10)[10]

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Subset
 
 from jepa_lightning.data import ShapesBatch, ShapesDataModule, ShapesDataset
-from jepa_lightning.data.rendering import ABSENT, KINDS, Draws, lay_out, paint
+from jepa_lightning.data.synthetic.painting import KINDS
+from jepa_lightning.data.synthetic.still_scenes import ABSENT, lay_out, paint
+from jepa_lightning.data.synthetic.streams import Streams
 
 
 def pixels(image: torch.Tensor) -> np.ndarray:
@@ -26,7 +28,7 @@ def same(a: ShapesBatch, b: ShapesBatch) -> bool:
 
 def test_splitmix64_reference() -> None:
     """The generator's published first outputs for the seed 1234567."""
-    draws = Draws(0, 0, np.zeros(1, np.int64))
+    draws = Streams(0, 0, np.zeros(1, np.int64))
     draws.keys = np.array([1234567], np.uint64)
     assert draws.hashes(2).tolist() == [[6457827717110365317, 3203168211198807973]]
     assert draws.hashes(1).tolist() == [[9817491932198370423]]
@@ -95,7 +97,7 @@ def test_segmentation_against_the_outlines() -> None:
     """The segmentation is each shape's disc or square at pixel centres, painted in reverse: the subject is whole."""
     height, width, number = 48, 64, 96
     batch = ShapesDataset(number, [height, width]).__getitems__(list(range(number)))
-    scene = lay_out(Draws(0, 0, np.arange(number)), height, width)
+    scene = lay_out(Streams(0, 0, np.arange(number)), height, width)
     y, x = np.mgrid[:height, :width] + 0.5
     covered = np.zeros((number, 3), int)
     for image in range(number):
@@ -137,7 +139,7 @@ def second_colour(kind: str, u: float, v: float) -> bool:
 def test_patterns_against_their_description(kind: str) -> None:
     """One shape that fills the image, unturned and unbent: pixels are of the colour that their place calls for."""
     side, period = 96, 16.0
-    draws = Draws(0, 0, np.arange(1))
+    draws = Streams(0, 0, np.arange(1))
     scene = lay_out(draws, side, side)
     black, white = np.zeros(3, np.float32), np.ones(3, np.float32)
     scene.kind[:] = ABSENT
@@ -235,7 +237,7 @@ def test_trainer_runs_on_the_datamodule() -> None:
     trainer.fit(model, datamodule)
     assert model.seen == ["train"] * 2 + ["val"] * 2
     kinds = torch.cat(trainer.predict(model, datamodule))
-    assert torch.equal(kinds, datamodule.test_set.__getitems__(list(range(20))).kind)
+    assert torch.equal(kinds, datamodule.sets["test"].__getitems__(list(range(20))).kind)
     assert dict(datamodule.hparams) == {
         "image_size": 16, "num_train": 40, "num_val": 20, "batch_size": 16, "num_workers": 0, "seed": 0
     }  # fmt: skip
@@ -262,7 +264,7 @@ def test_datamodule_rejects(arguments: dict, message: str) -> None:
 def test_dataset_rejects() -> None:
     with pytest.raises(ValueError, match="split='valid' does not exist; choose one of train, val, test"):
         ShapesDataset(10, split="valid")
-    with pytest.raises(ValueError, match="num_images=0"):
+    with pytest.raises(ValueError, match="0 samples"):
         ShapesDataset(0)
     with pytest.raises(IndexError, match="10 images"):
         ShapesDataset(10)[10]

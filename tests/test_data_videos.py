@@ -23,16 +23,16 @@ from fake_data import frame_numbers, write_images, write_shard, write_video
 from PIL import Image
 from torchvision.transforms import functional as pil_path
 
-from jepa_lightning.data.decoding import (
+from jepa_lightning.data.faults import Faults, UnreadableError
+from jepa_lightning.data.images.dataset import read_image
+from jepa_lightning.data.samples import Sample
+from jepa_lightning.data.videos import VideoBatch, VideoDataModule
+from jepa_lightning.data.videos.decoding import (
     PyAVVideo,
     TorchCodecVideo,
-    UnreadableError,
     find_decoders,
     read_clips,
-    read_image,
 )
-from jepa_lightning.data.faults import Faults
-from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 HAS_TORCHCODEC = TorchCodecVideo in find_decoders("auto")
 DECODERS = [PyAVVideo, pytest.param(TorchCodecVideo, marks=pytest.mark.skipif(not HAS_TORCHCODEC, reason="no FFmpeg"))]
@@ -197,9 +197,9 @@ def test_a_video_that_starts_in_the_middle(tmp_path: Path) -> None:
 def test_images_are_read_as_one_frame(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, "0.png", size=(20, 24))
     for source in (str(path), path.read_bytes()):
-        assert torch.equal(read_image(source), pil_path.pil_to_tensor(Image.open(path))[None])
+        assert torch.equal(read_image(Sample("image", None, source)), pil_path.pil_to_tensor(Image.open(path)))
     with pytest.raises(UnreadableError, match="cannot identify image file"):
-        read_image(b"no image")
+        read_image(Sample("image", None, b"no image"))
 
 
 def test_clips_by_stride(tmp_path: Path) -> None:
@@ -922,8 +922,8 @@ def test_missing_data(tmp_path: Path) -> None:
         ({"samples_per_epoch": 10}, "samples_per_epoch=10 with dataset='folder'"),
         ({"dataset": "shards", "samples_per_epoch": 0}, "samples_per_epoch=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"mean": [0.5]}, "one number for each of 3 channels"),
-        ({"std": [0.0, 1.0, 1.0]}, "std positive"),
+        ({"mean": [0.5]}, "3 channels"),
+        ({"std": [0.0, 1.0, 1.0]}, "std must be positive"),
     ],
 )
 def test_rejects(arguments: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from jepa_lightning import IJEPA
 from jepa_lightning.callbacks import KNNProbe, LinearProbe
-from jepa_lightning.callbacks.probe import patches
+from jepa_lightning.callbacks.probes.base import patches
 
 
 def tiny(**options: Any) -> IJEPA:

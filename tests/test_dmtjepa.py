@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from jepa_lightning import DMTJEPA, IJEPA
 from jepa_lightning.callbacks import NeighbourPictures
-from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_neighbours
+from jepa_lightning.callbacks.pictures import draw_neighbours
+from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS
 from jepa_lightning.networks.aggregation import LocalAggregation
 
 Grid = tuple[int, ...]

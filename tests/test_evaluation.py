@@ -39,19 +39,19 @@ from jepa_lightning import (
 )
 from jepa_lightning.checkpoints import save_for_transformers
 from jepa_lightning.evaluation import (
-    AttentiveProbe,
+    AttentiveEvaluation,
     Features,
     FineTuning,
     FrozenEncoder,
     FrozenProbe,
     HeldOut,
-    KNNProbe,
-    LinearProbe,
-    RegressionProbe,
-    SegmentationProbe,
+    KNNEvaluation,
+    LinearEvaluation,
+    RegressionEvaluation,
+    SegmentationEvaluation,
 )
-from jepa_lightning.evaluation.held_out import choose
-from jepa_lightning.evaluation.probes import LinearHead
+from jepa_lightning.evaluation.linear import LinearHead
+from jepa_lightning.evaluation.splits import choose
 
 DIM = TINY["embed_dim"]
 
@@ -156,7 +156,7 @@ def test_layers_that_the_encoder_does_not_have(images: str, layers: int) -> None
 
 
 def test_published_sweeps(images: str) -> None:
-    linear = LinearProbe(images, 5)
+    linear = LinearEvaluation(images, 5)
     rates, decays = (0.001, 0.01, 0.05), (0.0, 0.0005)
     expected = Counter(
         (layers, norm, rate, decay) for layers in (1, 4) for norm in (False, True) for rate in rates for decay in decays
@@ -170,7 +170,7 @@ def test_published_sweeps(images: str) -> None:
     assert linear.names[0] == "last layer, lr 0.001, wd 0"
     assert linear.names[-1] == "last 4 layers, standardised, lr 0.05, wd 0.0005"
 
-    attentive = AttentiveProbe(images, 5)
+    attentive = AttentiveEvaluation(images, 5)
     rates, decays = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4), (0.01, 0.1, 0.4, 0.8)
     assert attentive.settings == [(rate, decay) for rate in rates for decay in decays]
     assert all(len(head[0].blocks) == 3 and head[1].weight.shape == (5, DIM) for head in attentive.heads)
@@ -215,7 +215,7 @@ def train_alone(
 def test_heads_trained_at_once_are_those_trained_alone(images: str, optimizer: str) -> None:
     torch.manual_seed(0)
     rates = [1.0, 10.0] if optimizer == "lars" else [0.001, 0.1]
-    probe = LinearProbe(images, 4, layers=[1, 3], optimizer=optimizer, lrs=rates, weight_decays=[0.0, 0.1])
+    probe = LinearEvaluation(images, 4, layers=[1, 3], optimizer=optimizer, lrs=rates, weight_decays=[0.0, 0.1])
     starts = copy.deepcopy(probe.heads)
     data = loader(LabelledImages(40), 8)
     quiet_trainer(max_epochs=2).fit(probe, data)
@@ -232,7 +232,7 @@ def test_heads_trained_at_once_are_those_trained_alone(images: str, optimizer: s
 
 def test_attentive_heads_trained_at_once_are_those_trained_alone(images: str) -> None:
     torch.manual_seed(0)
-    probe = AttentiveProbe(images, 4, depth=2, lrs=[0.001, 0.01], weight_decays=[0.0, 0.5])
+    probe = AttentiveEvaluation(images, 4, depth=2, lrs=[0.001, 0.01], weight_decays=[0.0, 0.5])
     starts = copy.deepcopy(probe.heads)
     data = loader(LabelledImages(24), 8)
     quiet_trainer(max_epochs=1).fit(probe, data)
@@ -249,7 +249,7 @@ def test_attentive_heads_trained_at_once_are_those_trained_alone(images: str) ->
 
 def test_a_batch_of_one_sample_has_no_statistics(images: str) -> None:
     """The last batch of an epoch may be that small; the running statistics take its place."""
-    probe = LinearProbe(images, 4, layers=[1], optimizer="adamw")
+    probe = LinearEvaluation(images, 4, layers=[1], optimizer="adamw")
     features = torch.randn(5, 1, DIM)
     quiet_trainer(max_epochs=1).fit(probe, *of((features, torch.arange(5) % 4), batch_size=4))
     standardised = next(head for head in probe.heads if isinstance(head.norm, nn.BatchNorm1d))
@@ -260,7 +260,7 @@ def test_a_batch_of_one_sample_has_no_statistics(images: str) -> None:
 # --- The choice ------------------------------------------------------------------------------------------------------
 
 
-def accuracies(probe: LinearProbe, features: Tensor, labels: Tensor) -> list[float]:
+def accuracies(probe: LinearEvaluation, features: Tensor, labels: Tensor) -> list[float]:
     """Of every head, in evaluation mode."""
     hits = []
     for name, head in zip(probe.names, probe.heads, strict=True):
@@ -276,7 +276,7 @@ def test_the_chosen_head_is_the_best_on_the_validation_data(images: str, tmp_pat
     """And is tested, before and after a checkpoint, which does not hold the encoder."""
     torch.manual_seed(0)
     generator = Generator().manual_seed(1)
-    probe = LinearProbe(images, 4, layers=[1, 2], optimizer="adamw", lrs=[1e-4, 1e-2, 1.0], weight_decays=[0.0])
+    probe = LinearEvaluation(images, 4, layers=[1, 2], optimizer="adamw", lrs=[1e-4, 1e-2, 1.0], weight_decays=[0.0])
     before = copy.deepcopy(probe.encoder.state_dict())
     parts = []
     for number in (96, 50, 70):
@@ -302,18 +302,18 @@ def test_the_chosen_head_is_the_best_on_the_validation_data(images: str, tmp_pat
     state = torch.load(path, weights_only=True)["state_dict"]
     assert not any(name.startswith("encoder.") for name in state)
     assert len([name for name in state if name.endswith("linear.weight")]) == len(probe.heads)
-    again = LinearProbe.load_from_checkpoint(path)
+    again = LinearEvaluation.load_from_checkpoint(path)
     assert again.name_of_chosen == probe.name_of_chosen
     for module in (probe, again):
         after = module.encoder.state_dict()
         assert all(torch.equal(before[name], after[name]) for name in before)
     assert quiet_trainer().test(again, test, verbose=False) == [logged]
-    resumed = LinearProbe(images, 4, layers=[1, 2], optimizer="adamw", lrs=[1e-4, 1e-2, 1.0], weight_decays=[0.0])
+    resumed = LinearEvaluation(images, 4, layers=[1, 2], optimizer="adamw", lrs=[1e-4, 1e-2, 1.0], weight_decays=[0.0])
     assert quiet_trainer().test(resumed, test, ckpt_path=str(path), verbose=False) == [logged]
 
 
 def test_a_head_that_diverged_is_not_chosen(images: str) -> None:
-    probe = RegressionProbe(images, layers=[1], lrs=[1e-2, 1e-1], weight_decays=[0.0])
+    probe = RegressionEvaluation(images, layers=[1], lrs=[1e-2, 1e-1], weight_decays=[0.0])
     probe.heads[0].linear.weight.data.fill_(torch.nan)
     (data,) = of((torch.randn(20, 1, DIM), torch.randn(20)))
     trainer = quiet_trainer()
@@ -328,7 +328,7 @@ def test_training_from_images_and_by_the_name_of_a_label(images: str) -> None:
     options = {"layers": [1], "optimizer": "adamw", "lrs": [0.01], "weight_decays": [0.0]}
     for label, classes in ((None, 4), ("other", 3)):
         seen = Seen()
-        probe = LinearProbe(images, classes, label, **options)
+        probe = LinearEvaluation(images, classes, label, **options)
         trainer = quiet_trainer(max_epochs=8, callbacks=[seen])
         trainer.fit(probe, loader(LabelledImages(64)), loader(LabelledImages(32)))
         (logged,) = trainer.test(probe, loader(LabelledImages(80)), verbose=False)
@@ -346,10 +346,13 @@ def test_unlabelled_samples_do_not_count(images: str, kind: str) -> None:
     probe: FrozenProbe
     kept = torch.tensor([0, 2, 3, 6])
     if kind == "linear":
-        probe, features = LinearProbe(images, 4, layers=[1], lrs=[0.1], weight_decays=[0.0]), torch.randn(8, 1, DIM)
+        probe, features = (
+            LinearEvaluation(images, 4, layers=[1], lrs=[0.1], weight_decays=[0.0]),
+            torch.randn(8, 1, DIM),
+        )
     else:
         one: dict[str, Any] = {"lrs": [0.1], "weight_decays": [0.0]}
-        build = AttentiveProbe if kind == "attentive" else SegmentationProbe
+        build = AttentiveEvaluation if kind == "attentive" else SegmentationEvaluation
         probe, features = build(images, 4, **one), torch.randn(8, 16, DIM)
     shape = (8, 16, 16) if kind == "segmentation" else (8,)
     labels = torch.randint(4, shape, generator=Generator().manual_seed(0))
@@ -375,19 +378,23 @@ X, MAP = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long)
 @pytest.mark.parametrize(
     ("build", "label", "message"),
     [
-        (LinearProbe, torch.zeros(4), r"expected one class a sample, integers \[B\], got torch.float32 \[4\]"),
-        (LinearProbe, MAP, r"expected one class a sample, integers \[B\], got torch.int64 \[4, 16, 16\]"),
-        (LinearProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
-        (LinearProbe, torch.tensor([0, 1, 2, -2]), "labels from -2 to 2 do not fit the 3 classes"),
-        (AttentiveProbe, torch.zeros(4, 1), r"expected one class a sample, integers \[B\]"),
-        (KNNProbe, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
+        (LinearEvaluation, torch.zeros(4), r"expected one class a sample, integers \[B\], got torch.float32 \[4\]"),
+        (LinearEvaluation, MAP, r"expected one class a sample, integers \[B\], got torch.int64 \[4, 16, 16\]"),
+        (LinearEvaluation, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
+        (LinearEvaluation, torch.tensor([0, 1, 2, -2]), "labels from -2 to 2 do not fit the 3 classes"),
+        (AttentiveEvaluation, torch.zeros(4, 1), r"expected one class a sample, integers \[B\]"),
+        (KNNEvaluation, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
         (FineTuning, torch.zeros(4), r"expected one class a sample, integers \[B\]"),
-        (SegmentationProbe, MAP[:, 0, 0], r"expected maps of classes, integers \[B, H, W\], got torch.int64 \[4\]"),
-        (SegmentationProbe, MAP.float(), r"expected .*integers .*\[B, H, W\], got torch.float32"),
-        (SegmentationProbe, MAP + 3, "labels from 3 to 3 do not fit the 3 classes"),
-        (RegressionProbe, torch.zeros(4, 2), r"expected 3 finite numbers a sample.* got torch.float32 \[4, 2\]"),
         (
-            RegressionProbe,
+            SegmentationEvaluation,
+            MAP[:, 0, 0],
+            r"expected maps of classes, integers \[B, H, W\], got .* \[4\]",
+        ),
+        (SegmentationEvaluation, MAP.float(), r"expected .*integers .*\[B, H, W\], got torch.float32"),
+        (SegmentationEvaluation, MAP + 3, "labels from 3 to 3 do not fit the 3 classes"),
+        (RegressionEvaluation, torch.zeros(4, 2), r"expected 3 finite numbers a sample.* got torch.float32 \[4, 2\]"),
+        (
+            RegressionEvaluation,
             torch.full((4, 3), torch.nan),
             r"expected 3 finite numbers a sample.* got torch.float32 \[4, 3\]",
         ),
@@ -400,22 +407,22 @@ def test_labels_that_do_not_fit(images: str, build: Any, label: Tensor, message:
 
 def test_batches_without_the_label(images: str) -> None:
     with pytest.raises(ValueError, match="there is no label in a batch, which has none"):
-        LinearProbe(images, 3).training_step(X, 0)
+        LinearEvaluation(images, 3).training_step(X, 0)
     with pytest.raises(ValueError, match="there is no label 'kind' in a batch, which has the labels label, other"):
-        KNNProbe(images, 3, "kind").training_step(next(iter(loader(LabelledImages(4)))), 0)
+        KNNEvaluation(images, 3, "kind").training_step(next(iter(loader(LabelledImages(4)))), 0)
 
 
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (LinearProbe, {"lrs": []}, "expected rates above zero"),
-        (LinearProbe, {"lrs": [0.0]}, r"expected rates above zero and decays from zero on, got \[0.0\]"),
-        (LinearProbe, {"weight_decays": [-1.0]}, "expected rates above zero"),
-        (LinearProbe, {"optimizer": "sgd"}, "optimizer must be 'lars' or 'adamw', got 'sgd'"),
-        (LinearProbe, {"layers": [1, 6]}, "has 4 blocks that can be read: its last 6 cannot"),
-        (AttentiveProbe, {"num_heads": 3}, "a width of 16 cannot be split among 3 heads"),
-        (KNNProbe, {"k": [0]}, "k and temperature must be positive"),
-        (KNNProbe, {"temperature": 0.0}, "k and temperature must be positive"),
+        (LinearEvaluation, {"lrs": []}, "expected rates above zero"),
+        (LinearEvaluation, {"lrs": [0.0]}, r"expected rates above zero and decays from zero on, got \[0.0\]"),
+        (LinearEvaluation, {"weight_decays": [-1.0]}, "expected rates above zero"),
+        (LinearEvaluation, {"optimizer": "sgd"}, "optimizer must be 'lars' or 'adamw', got 'sgd'"),
+        (LinearEvaluation, {"layers": [1, 6]}, "has 4 blocks that can be read: its last 6 cannot"),
+        (AttentiveEvaluation, {"num_heads": 3}, "a width of 16 cannot be split among 3 heads"),
+        (KNNEvaluation, {"k": [0]}, "k and temperature must be positive"),
+        (KNNEvaluation, {"temperature": 0.0}, "k and temperature must be positive"),
         (FineTuning, {"layer_decay": 0.0}, r"expected layer_decay in \(0, 1\]"),
         (FineTuning, {"warmup": 1.0}, r"warmup and label_smoothing in \[0, 1\)"),
     ],
@@ -437,7 +444,7 @@ def test_regression_against_least_squares(images: str) -> None:
         labels = torch.full((number, 3, 2), torch.nan)
         labels[:, 0] = features.flatten(1) @ truth + 4 * torch.randn(number, 2) + torch.tensor([5.0, -40.0])
         parts.append((features, labels))
-    probe = RegressionProbe(images, 2, layers=[1, 2], lrs=[0.003, 0.3], weight_decays=[0.0])
+    probe = RegressionEvaluation(images, 2, layers=[1, 2], lrs=[0.003, 0.3], weight_decays=[0.0])
     train, val, test = of(*parts)
     trainer = quiet_trainer(max_epochs=250)
     trainer.fit(probe, train, val)
@@ -495,7 +502,7 @@ def test_segmentation_against_brute_force(images: str) -> None:
     label = torch.where(torch.arange(24) < 9, 0, torch.where(torch.arange(24) < 17, 1, 2)).expand(30, 16, 24).clone()
     label[:, :5][torch.rand(30, 5, 24) < 0.4] = -1
     options = {"image_size": [16, 24]}
-    probe = SegmentationProbe(images, 3, lrs=[0.01, 0.1], weight_decays=[0.0], encoder_options=options)
+    probe = SegmentationEvaluation(images, 3, lrs=[0.01, 0.1], weight_decays=[0.0], encoder_options=options)
     data = [loader(TensorDataset(x[part], label[part]), 5) for part in (slice(20), slice(20, 25), slice(25, 30))]
     trainer = quiet_trainer(max_epochs=20)
     trainer.fit(probe, data[0], data[1])
@@ -519,7 +526,7 @@ def test_segmentation_against_brute_force(images: str) -> None:
 
 def test_clips_are_not_segmented(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"clips.ckpt encodes clips of \(2, 4, 4\) tokens, not images"):
-        SegmentationProbe(str(folder / "clips.ckpt"), 3)
+        SegmentationEvaluation(str(folder / "clips.ckpt"), 3)
 
 
 # --- Nearest neighbours ----------------------------------------------------------------------------------------------
@@ -552,7 +559,7 @@ def test_neighbours_against_a_vote_by_hand(images: str, tmp_path: Path) -> None:
     parts[0][1][::5] = -1
     parts[2][1][::6] = -1
     train, val, test = of(*parts, batch_size=16)
-    probe = KNNProbe(images, 4, k=[1, 5, 20, 500], temperature=0.4)
+    probe = KNNEvaluation(images, 4, k=[1, 5, 20, 500], temperature=0.4)
     trainer = quiet_trainer(max_epochs=2, num_sanity_val_steps=2)
     trainer.fit(probe, train, val)
     known = parts[0][1] != -1
@@ -574,15 +581,15 @@ def test_neighbours_against_a_vote_by_hand(images: str, tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "knn.ckpt")
     state = torch.load(tmp_path / "knn.ckpt", weights_only=True)["state_dict"]
     assert not any(name.startswith("encoder.") for name in state)
-    again = KNNProbe.load_from_checkpoint(tmp_path / "knn.ckpt")
+    again = KNNEvaluation.load_from_checkpoint(tmp_path / "knn.ckpt")
     assert torch.equal(again.bank, probe.bank)
     assert quiet_trainer().test(again, test, verbose=False) == [logged]
-    resumed = KNNProbe(images, 4, k=[1, 5, 20, 500], temperature=0.4)
+    resumed = KNNEvaluation(images, 4, k=[1, 5, 20, 500], temperature=0.4)
     assert quiet_trainer().test(resumed, test, ckpt_path=str(tmp_path / "knn.ckpt"), verbose=False) == [logged]
 
 
 def test_neighbours_of_images(images: str) -> None:
-    probe = KNNProbe(images, 4, k=[3])
+    probe = KNNEvaluation(images, 4, k=[3])
     trainer = quiet_trainer(max_epochs=1)
     trainer.fit(probe, loader(LabelledImages(40)), loader(LabelledImages(16)))
     train, test = (next(iter(loader(LabelledImages(number), number))) for number in (40, 60))
@@ -593,7 +600,7 @@ def test_neighbours_of_images(images: str) -> None:
 
 def test_neighbours_of_no_one(images: str) -> None:
     with pytest.raises(RuntimeError, match="there is no bank: fit the probe, or load a checkpoint"):
-        quiet_trainer().test(KNNProbe(images, 4), loader(LabelledImages(8)), verbose=False)
+        quiet_trainer().test(KNNEvaluation(images, 4), loader(LabelledImages(8)), verbose=False)
 
 
 # --- What is held out ------------------------------------------------------------------------------------------------
@@ -741,7 +748,7 @@ def test_held_out_shots(tmp_path: Path) -> None:
 def test_held_out_in_a_trainer(images: str) -> None:
     """`fit` sees no test image, and `validate` what `fit` validated on."""
     seen = Seen()
-    probe = LinearProbe(images, 6, "kind", layers=[1], optimizer="adamw")
+    probe = LinearEvaluation(images, 6, "kind", layers=[1], optimizer="adamw")
     trainer = quiet_trainer(max_epochs=2, callbacks=[seen])
     split = HeldOut(shapes(Path(), num_workers=1), 0.25)
     trainer.fit(probe, split)
@@ -834,8 +841,10 @@ def two_processes(rank: int, folder: Path, encoder: str) -> dict[str, Any]:
 
 def both(encoder: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    linear = LinearProbe(encoder, 4, layers=[1, 2], optimizer="adamw", lrs=[0.001, 0.003, 0.01], weight_decays=[0.0])
-    return {"linear": linear, "knn": KNNProbe(encoder, 4, k=[1, 9, 20])}
+    linear = LinearEvaluation(
+        encoder, 4, layers=[1, 2], optimizer="adamw", lrs=[0.001, 0.003, 0.01], weight_decays=[0.0]
+    )
+    return {"linear": linear, "knn": KNNEvaluation(encoder, 4, k=[1, 9, 20])}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_lightning import IJEPA, ImageDataModule, LeJEPA, MovingShapesDataModule, ShapesDataModule, VideoDataModule
 from jepa_lightning.callbacks import KNNProbe, LinearProbe
 from jepa_lightning.cli import main
-from jepa_lightning.data import Draw, Order, ResumableLoader, seeded
+from jepa_lightning.data import Order, ResumableLoader, Visit, Visits, seeded
 from jepa_lightning.draws import Rng
 
 
@@ -64,14 +63,20 @@ def same(a: Any, b: Any, path: str = "") -> bool:
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     order, again = Order(range(11), 3, seed=5), Order(range(11), 3, seed=5)
     first, second = list(order), list(order)
+    visits = Visits(range(11), 3, seed=5)
+    asked = [*visits, *visits]
+    assert [visit.index for visit in asked] == first + second
     assert len(first) == len(order) == 9  # without the incomplete last batch
     assert len({*first}) == 9
     assert first != second
-    assert [draw.epoch for draw in first + second] == [0] * 9 + [1] * 9
-    assert [draw.batch for draw in first] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [visit.epoch for visit in asked] == [0] * 9 + [1] * 9
+    assert [visit.batch for visit in asked[:9]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     again.set_epoch(1)
     again.first_batch = 2
     assert [*again] == second[6:]
+    visits.set_epoch(1)
+    visits.first_batch = 2
+    assert [*visits] == asked[15:]
     assert len(again) == 9
     assert [*Order(range(11), 3, seed=6)] != first
     with pytest.raises(ValueError, match=r"there are 3 training samples, fewer than a batch_size=4 on 1 ranks"):
@@ -101,21 +106,18 @@ def test_ranks_share_out_the_batches_of_one_process() -> None:
 
 
 def test_draws_are_a_function_of_seed_epoch_and_index() -> None:
-    def draw(seed: int, index: int) -> float:
-        with seeded(seed, index):
+    def draw(seed: int, visit: Visit) -> float:
+        with seeded(seed, visit):
             return float(torch.rand(()))
 
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first = draw(0, Draw(5, epoch=2, batch=1))
-    others = [draw(1, Draw(5, 2, 1)), draw(0, Draw(6, 2, 1)), draw(0, Draw(5, 3, 1))]
+    first = draw(0, Visit(5, epoch=2, batch=1))
+    others = [draw(1, Visit(5, 2, 1)), draw(0, Visit(6, 2, 1)), draw(0, Visit(5, 3, 1))]
     assert torch.equal(torch.get_rng_state(), state)
     assert len({first, *others}) == 4
     torch.rand(3)
-    assert draw(0, Draw(5, epoch=2, batch=9)) == first
-    assert draw(0, 5) != draw(0, 5)  # a mere index: the generator as it is
-    sent = pickle.loads(pickle.dumps(Draw(5, 2, 1)))
-    assert (sent, sent.epoch, sent.batch) == (5, 2, 1)
+    assert draw(0, Visit(5, epoch=2, batch=9)) == first
 
 
 # --- Every place of an epoch -----------------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_a_callback_may_read_the_training_data_in_mid_epoch() -> None:
     assert len(list(trainer.train_dataloader)) == 5
     sample = Witness()
     quiet_trainer(max_epochs=2, overfit_batches=2).fit(sample, datamodule)
-    assert torch.equal(sample.batches[1, 0], datamodule.train_set.__getitems__([*range(7)]).image)
+    assert torch.equal(sample.batches[1, 0], datamodule.sets["train"].__getitems__([*range(7)]).image)
 
 
 class Squares(Dataset[Tensor]):
@@ -315,15 +317,15 @@ class Squares(Dataset[Tensor]):
     def __len__(self) -> int:
         return 12
 
-    def __getitem__(self, index: int) -> Tensor:
-        with seeded(7, index):
-            return torch.tensor(float(index) ** 2) + torch.rand(())
+    def __getitem__(self, visit: Visit) -> Tensor:
+        with seeded(7, visit):
+            return torch.tensor(float(visit.index) ** 2) + torch.rand(())
 
 
 class OwnData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         data = Squares()
-        return ResumableLoader(data, batch_size=3, sampler=Order(data, 3, self.trainer), num_workers=2)
+        return ResumableLoader(data, batch_size=3, sampler=Visits(data, 3, self.trainer), num_workers=2)
 
 
 def test_a_datamodule_of_ones_own(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from jepa_lightning import VJEPA, VJEPA2
 from jepa_lightning.callbacks import AttentiveProbe, CollapseMonitor, EMATargetEncoder, LatentPictures, LinearProbe
-from jepa_lightning.callbacks.pictures import BLOCK_COLOURS, draw_clips
+from jepa_lightning.callbacks.pictures import draw_clips
+from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS
 from jepa_lightning.cli import main
 from jepa_lightning.draws import Rng
 from jepa_lightning.losses import SIGReg

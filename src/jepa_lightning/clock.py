@@ -62,3 +62,9 @@ def clock(trainer: Any) -> Clock:
             else "the schedules need an end: give the Trainer max_epochs or max_steps"
         )
     return Clock(step, max(1, int(total)))  # of a training without a batch there is nothing to schedule
+
+
+def batches_done(trainer: Any) -> int:
+    """How many batches of its epoch a Trainer has trained on, of a resumed epoch those before the checkpoint too."""
+    done: int = trainer.fit_loop.batch_idx + 1
+    return done

@@ -33,3 +33,13 @@ def unknown_options(name: str, unknown: list[str], known: Iterable[str]) -> str:
     near = [match for option in unknown for match in difflib.get_close_matches(option, known, n=2)]
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; it takes {', '.join(sorted(known))}"
     return f"{name} has no option {', '.join(unknown)}{hint}"
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise a ValueError, with the nearest ones there are, for what is none of the choices of an option."""
+    lower = {choice.lower(): choice for choice in choices}
+    if value in lower.values():
+        return
+    near = [lower[match] for match in difflib.get_close_matches(value.lower(), lower, n=2, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(lower.values())}."
+    raise ValueError(f"{name}={value!r} is unknown; {hint}")

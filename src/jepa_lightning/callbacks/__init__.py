@@ -2,14 +2,12 @@
 
 from jepa_lightning.callbacks.cockpit import Cockpit
 from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
-from jepa_lightning.callbacks.ema import EMATargetEncoder
 from jepa_lightning.callbacks.features import FeatureWriter
-from jepa_lightning.callbacks.fitted_probes import AttentiveProbe, LinearProbe, RegressionProbe
 from jepa_lightning.callbacks.guard import BadStepsError, GradientGuard
-from jepa_lightning.callbacks.knn import KNNProbe
 from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
-from jepa_lightning.callbacks.probe import Probe
+from jepa_lightning.callbacks.probes import AttentiveProbe, KNNProbe, LinearProbe, Probe, RegressionProbe
+from jepa_lightning.callbacks.teacher import EMATargetEncoder
 from jepa_lightning.callbacks.throughput import Throughput
 
 __all__ = [

@@ -6,31 +6,17 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
-from jepa_lightning.callbacks.ema import students_and_teachers
+from jepa_lightning.callbacks.readings import across_images, across_tokens, agreement, draw_spectra, mean_target
+from jepa_lightning.callbacks.teacher import relative_distance, students_and_teachers
 from jepa_lightning.clock import clock
-from jepa_lightning.metrics import (
-    DeadFeatures,
-    FeatureStd,
-    MeanCorrelation,
-    MeanCosine,
-    Moments,
-    RankMe,
-    eigenvalues,
-    feature_std,
-    mean_cosine,
-    moments,
-    rankme,
-)
-from jepa_lightning.step import Latents, Prediction, Tokens, nearest_future
+from jepa_lightning.metrics import Moments, eigenvalues
+from jepa_lightning.step import Latents
 
-TOKEN_IMAGES = 8  # images a step whose tokens are looked at
 PATIENCE = 3  # low readings in a row that make a collapse
 PENDING = 1024  # images that are added up at once: for one batch alone it would be mostly overhead
 
@@ -202,71 +188,3 @@ class CollapseMonitor(pl.Callback):
 def branch(prediction: str) -> str:
     """The name under which a prediction is logged."""
     return f"prediction/{prediction}" if prediction else "prediction"
-
-
-def mean_target(each: Prediction, trainer: pl.Trainer) -> Tensor:
-    """The mean target `[D]` over the batch of all processes: that of less is closer to each of its targets."""
-    return mean_over_ranks(each.target.float(), each.weight, trainer)
-
-
-def agreement(each: Prediction, trainer: pl.Trainer) -> Tensor:
-    """The mean cosine of what is predicted and its target over the batch of all processes; of futures, the nearest."""
-    target = each.target if each.futures is None else each.target.unsqueeze(1)
-    apart, weight = nearest_future(1 - F.cosine_similarity(each.prediction.float(), target.float(), dim=-1), each)
-    return 1 - mean_over_ranks(apart.unsqueeze(-1), weight, trainer).squeeze()
-
-
-def mean_over_ranks(values: Tensor, weight: Tensor | None, trainer: pl.Trainer) -> Tensor:
-    """The mean `[D]` of vectors `[B, ..., D]` by weights `[B, ...]`."""
-    vectors = values.flatten(0, -2)
-    weights = vectors.new_ones(len(vectors)) if weight is None else weight.flatten().to(vectors)
-    sums = trainer.strategy.reduce(torch.cat([weights @ vectors, weights.sum().unsqueeze(0)]), reduce_op="sum")
-    return sums[:-1] / torch.where(sums[-1] > 0, sums[-1], 1.0)
-
-
-def across_tokens(tokens: Tokens) -> dict[str, Tensor]:
-    """How far the tokens of one image are spread, averaged over some images; nothing where an image has only one."""
-    if tokens.values.shape[1] < 2:
-        return {}
-    if tokens.valid is None:
-        sums = [moments(tokens.values[:TOKEN_IMAGES].float())]
-    else:
-        parts = zip(tokens.values[:TOKEN_IMAGES].float(), tokens.valid[:TOKEN_IMAGES], strict=True)
-        sums = [moments(values[valid].unsqueeze(0)) for values, valid in parts if valid.sum() > 1]
-    functions = {"rankme": rankme, "std": feature_std, "cosine": mean_cosine}
-    return {name: torch.cat([function(each) for each in sums]).mean() for name, function in functions.items() if sums}
-
-
-def across_images(name: str, width: int) -> MetricCollection:
-    """The metrics of the pooled embeddings of a branch, which share their sums."""
-    metrics: dict[str, Metric | MetricCollection] = {
-        "rankme": RankMe(width),
-        "rankme_centred": RankMe(width, centred=True),
-        "std": FeatureStd(width),
-        "dead": DeadFeatures(width),
-        "correlation": MeanCorrelation(width),
-        "cosine": MeanCosine(width),
-    }
-    # Said and not found out: by a first batch of NaN, no two of them would seem to have the same sums.
-    return MetricCollection(metrics, prefix=f"collapse/{name}/", compute_groups=[list(metrics)])
-
-
-def relative_distance(pairs: Any) -> Tensor:
-    """The distance between the weights of students and teachers, over the norm of the teachers'."""
-    students = [parameter for student, _ in pairs for parameter in student.parameters()]
-    teachers = [parameter for _, teacher in pairs for parameter in teacher.parameters()]
-    differences = torch._foreach_sub(students, teachers)
-    apart, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, teachers))
-    return apart / norm
-
-
-def draw_spectra(spectra: dict[str, Tensor]) -> Figure:
-    """The eigenvalues `[D]` of each branch, largest first, on a logarithmic scale."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for name, values in spectra.items():
-        axes.plot(torch.arange(1, len(values) + 1), values.cpu().clamp(min=1e-8), label=name)
-    axes.set(yscale="log", xlabel="direction", ylabel="variance", title="spectrum")
-    axes.set_ylim(bottom=1e-8)
-    axes.legend()
-    return figure

@@ -1,14 +1,21 @@
 """Files that cannot be read: others take their places, they are counted and named, and too many are an error."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-from jepa_lightning.data.entries import PATIENCE
-from jepa_lightning.data.order import ResumableLoader
+from jepa_lightning.data.resume import ResumableLoader
 
+PATIENCE = 10  # unreadable samples in a row that end a run
 _FEW = 1000  # files that are too few to judge by how many of them are unreadable
+
+Sample = TypeVar("Sample")
+Content = TypeVar("Content")
+
+
+class UnreadableError(RuntimeError):
+    """A video, image or other file that cannot be decoded, or is too short; the message says why."""
 
 
 class Faults:
@@ -48,16 +55,41 @@ class Faults:
 
     def __str__(self) -> str:
         read = min(self._read, self.total)
-        return f"{len(self.reasons)} of {read} {self.kind} cannot be read: {name_some(self.reasons)}"
+        return f"{len(self.reasons)} of {read} {self.kind} cannot be read: {_name_some(self.reasons)}"
 
 
-def name_some(reasons: dict[str, str]) -> str:
+def read_first(
+    candidates: Iterable[Sample], read: Callable[[Sample], Content], kind: str, faulty: dict[str, str]
+) -> tuple[Sample, Content]:
+    """The first of some samples that can be read, and what is in it.
+
+    Args:
+        candidates: the sample that is wanted, and others to take in its place; each has a `name`.
+        read: from a sample, what is in it.
+        kind: what is read, "images" or "videos".
+        faulty: where the names of those that cannot be read are noted, with the reasons.
+
+    Raises:
+        RuntimeError: if none can be read.
+    """
+    tried: dict[str, str] = {}
+    for sample in candidates:
+        try:
+            content = read(sample)
+            faulty |= tried
+            return sample, content
+        except UnreadableError as error:
+            tried[sample.name] = str(error)  # type: ignore[attr-defined]
+    raise RuntimeError(f"{len(tried)} {kind} in a row cannot be read: {_name_some(tried)}. Repair or remove them.")
+
+
+def _name_some(reasons: dict[str, str]) -> str:
     """The first ten, each with its reason, and how many more there are."""
     named = [f"{name} ({reason})" for name, reason in islice(reasons.items(), PATIENCE)]
     return ", ".join(named) + (f" and {len(reasons) - len(named)} more" if len(reasons) > len(named) else "")
 
 
-class TellingLoader(ResumableLoader):
+class FaultCountingLoader(ResumableLoader):
     """Keeps what could not be read out of the batches, and tells it in the one process that sees all of them.
 
     A batch of its data set is a batch, what could not be read for it, with the reasons, and how many were tried.

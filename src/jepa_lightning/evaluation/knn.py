@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lightning.batches import UNLABELLED
-from jepa_lightning.callbacks.knn import vote
-from jepa_lightning.evaluation.frozen import OfClasses, Width
+from jepa_lightning.callbacks.probes import vote
+from jepa_lightning.evaluation.probe import OfClasses, Width
 
 
-class KNNProbe(OfClasses):
+class KNNEvaluation(OfClasses):
     """A nearest-neighbour classifier on the mean of a frozen encoder's tokens, with the best of several k.
 
     The training data of the last epoch are its bank: one epoch will do. Features are standardised by the bank's mean

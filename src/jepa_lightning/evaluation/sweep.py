@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from jepa_lightning.batches import UNLABELLED
 from jepa_lightning.clock import clock
-from jepa_lightning.evaluation.frozen import FrozenProbe, Width
+from jepa_lightning.evaluation.probe import FrozenProbe, Width
 from jepa_lightning.schedules import cosine
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from jepa_lightning.draws import Rng
 
@@ -47,8 +45,3 @@ def on_device(masks: Masks, rng: Rng) -> Masks:
 def between(numbers: Tensor, low: float, high: float) -> Tensor:
     """Numbers uniform in [0, 1) made uniform in [low, high)."""
     return numbers * (high - low) + low
-
-
-def uniform(shape: Sequence[int], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers in the order of a generator, which official samplers look at one after another."""
-    return between(torch.rand(tuple(shape), generator=generator, device=generator.device), low, high)

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from jepa_lightning.draws import Rng
-from jepa_lightning.masking.masks import Masks, between, checked, on_device, uniform
+from jepa_lightning.masking import official
+from jepa_lightning.masking.blocks import Blocks, block_sides
+from jepa_lightning.masking.masks import Masks, between, checked, on_device
 
 ATTEMPTS = 4  # sets of target blocks drawn for an image that is to have room for its context
-
-
-class Blocks(NamedTuple):
-    """Rectangles of tokens: whole numbers, in floating point, in tensors of one shape."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-
-    def sides(self, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The rows `[..., rows]` and the columns `[..., columns]` that each block takes, as BoolTensors."""
-        row = torch.arange(grid[0], device=self.top.device)
-        column = torch.arange(grid[1], device=self.left.device)
-        # One comparison instead of two: how far a row is from the block's middle against half its height.
-        middle, centre = self.top + (self.height - 1) / 2, self.left + (self.width - 1) / 2
-        rows = (row - middle[..., None]).abs() < self.height[..., None] / 2
-        columns = (column - centre[..., None]).abs() < self.width[..., None] / 2
-        return rows, columns
-
-    def cover(self, grid: Sequence[int]) -> Tensor:
-        """BoolTensor `[..., rows * columns]`: the tokens that lie in each block."""
-        rows, columns = self.sides(grid)
-        return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
 
 
 class MultiBlockMasking:
@@ -114,7 +90,8 @@ class MultiBlockMasking:
         """
         rng = checked(rng, batch_size, lengths)
         if self.official:
-            return on_device(self._official(batch_size, grid, rng.generator()), rng)
+            masks = official.multi_block(batch_size, grid, rng.generator(), self.num_targets, *self._official_options())
+            return on_device(masks, rng)
         context_tokens, target_tokens = self._token_counts(grid)
         per_block, tokens = 4, grid[0] * grid[1]
         counts = (per_block, ATTEMPTS * self.num_targets * per_block, self.num_targets, tokens)
@@ -135,19 +112,13 @@ class MultiBlockMasking:
 
     def check(self, grid: Sequence[int]) -> None:
         """Raise a ValueError if masks like these cannot be drawn on a grid."""
-        if not self.official:
+        if self.official:
+            official.check_multi_block(grid, *self._official_options())
+        else:
             self._token_counts(grid)
-            return
-        smallest = {
-            "target": self._official_sides(self.target_scale, self.target_aspect, grid, number=0.0),
-            "context": self._official_sides(self.context_scale, (1.0, 1.0), grid, number=0.0),
-        }
-        for name, (height, width) in smallest.items():
-            if height * width <= self.min_keep:
-                raise ValueError(
-                    f"the official sampler wants blocks of more than {self.min_keep} tokens, but a {name} block may be "
-                    f"{height}x{width} on a {tuple(grid)} grid: use a finer grid, larger blocks or a smaller min_keep"
-                )
+
+    def _official_options(self) -> tuple[official.Range, official.Range, official.Range, int]:
+        return self.target_scale, self.target_aspect, self.context_scale, self.min_keep
 
     def _token_counts(self, grid: Sequence[int]) -> tuple[int, int]:
         """`(context_tokens, target_tokens)` on a grid."""
@@ -168,7 +139,7 @@ class MultiBlockMasking:
         """An upper bound on the tokens of a target block."""
         area = torch.tensor([max(self.target_scale[1] * grid[0] * grid[1], target_tokens)], device="cpu")
         aspects = torch.linspace(*self.target_aspect, 257, device="cpu")
-        height, width = _block_sides(area, aspects, grid, target_tokens)
+        height, width = block_sides(area, aspects, grid, target_tokens)
         return int((height * width).max())
 
     def _blocks(
@@ -182,7 +153,7 @@ class MultiBlockMasking:
         """Blocks `[...]` from four uniform numbers each, `[..., 4]`."""
         of_area, of_aspect, of_top, of_left = numbers.unbind(-1)
         area = (between(of_area, *scale) * (grid[0] * grid[1])).floor()  # as the official code does
-        height, width = _block_sides(area, between(of_aspect, *aspect), grid, min_tokens)
+        height, width = block_sides(area, between(of_aspect, *aspect), grid, min_tokens)
         top = (of_top * (grid[0] - height + 1)).floor()
         left = (of_left * (grid[1] - width + 1)).floor()
         return Blocks(top, left, height, width)
@@ -224,50 +195,6 @@ class MultiBlockMasking:
                 break
         return blocks, preference
 
-    def _official(self, batch_size: int, grid: Sequence[int], generator: Generator) -> Masks:
-        """The official sampler: `src/masks/multiblock.py` of facebookresearch/ijepa."""
-        self.check(grid)
-        target_sides, context_sides = (
-            self._official_sides(scale, aspect, grid, number=float(uniform((), generator)))
-            for scale, aspect in ((self.target_scale, self.target_aspect), (self.context_scale, (1.0, 1.0)))
-        )
-        blocks = self._official_places((batch_size, self.num_targets), target_sides, grid, generator)
-        covered = blocks.cover(grid)
-        targets = covered.flatten(0, 1).nonzero()[:, 1].view(batch_size, self.num_targets, -1)
-
-        # Contexts that keep too little are drawn again; after every 20 attempts one more target may be overlapped.
-        context = torch.zeros(batch_size, grid[0] * grid[1], dtype=torch.bool, device=covered.device)
-        missing = torch.arange(batch_size, device=covered.device)
-        attempt = 0
-        while len(missing):
-            allowed = ~covered[missing, : max(0, self.num_targets - attempt // 20)].any(1)
-            block = self._official_places((len(missing),), context_sides, grid, generator)
-            drawn = block.cover(grid) & allowed
-            context[missing] = drawn
-            missing = missing[drawn.sum(1) <= self.min_keep]
-            attempt += 1
-        # All of the batch are cut to the shortest by keeping their first tokens in raster order.
-        shortest = int(context.sum(1).min())
-        first = context & (context.cumsum(1) <= shortest)
-        return Masks(first.nonzero()[:, 1].view(batch_size, shortest), targets)
-
-    def _official_sides(
-        self, scale: tuple[float, float], aspect: tuple[float, float], grid: Sequence[int], number: float
-    ) -> tuple[int, int]:
-        """One block size for the batch: scale and aspect ratio from the same number, never the whole of a side."""
-        area = int((scale[0] + number * (scale[1] - scale[0])) * grid[0] * grid[1])
-        ratio = aspect[0] + number * (aspect[1] - aspect[0])
-        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        return min(height, grid[0] - 1), min(width, grid[1] - 1)
-
-    def _official_places(
-        self, shape: tuple[int, ...], sides: tuple[int, int], grid: Sequence[int], generator: Generator
-    ) -> Blocks:
-        """Places whose upper end is left out, so that no block touches the last row or column."""
-        top = (uniform(shape, generator) * (grid[0] - sides[0])).floor()
-        left = (uniform(shape, generator) * (grid[1] - sides[1])).floor()
-        return Blocks(top, left, torch.full_like(top, sides[0]), torch.full_like(left, sides[1]))
-
 
 def _random_choice(preference: Tensor, number: int, noise: Tensor) -> Tensor:
     """The indices `[B, number]` of the largest preferences `[B, N]` (int32, 0 to 3), by the noise among equal ones."""
@@ -282,13 +209,3 @@ def _random_choice(preference: Tensor, number: int, noise: Tensor) -> Tensor:
     else:
         chosen = keys.topk(number, sorted=False).values
     return (chosen & (2**bits - 1)).long()
-
-
-def _block_sides(area: Tensor, aspect: Tensor, grid: Sequence[int], min_tokens: int) -> tuple[Tensor, Tensor]:
-    """Height and width of blocks of an area and aspect ratio that fit the grid and hold `min_tokens` or more."""
-    height = (area * aspect).sqrt().round().clamp(1, grid[0])
-    width = (area / aspect).sqrt().round().clamp(1, grid[1])
-    # Rounding down both sides may leave too few tokens: then the width grows, and where the grid ends, the height.
-    width = torch.maximum(width, (min_tokens / height).ceil()).clamp(max=grid[1])
-    height = torch.maximum(height, (min_tokens / width).ceil())
-    return height, width

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from jepa_lightning.draws import Rng
-from jepa_lightning.masking.masks import Masks, between, checked, on_device, uniform
+from jepa_lightning.masking import official
+from jepa_lightning.masking.blocks import frame_sides, union_of_blocks
+from jepa_lightning.masking.masks import Masks, between, checked, on_device
 
 ATTEMPTS = 4  # sets of blocks drawn for a clip that is to have room for its context and enough to predict
 
@@ -97,7 +99,8 @@ class TubeMasking:
         """
         rng = checked(rng, batch_size, lengths)
         if self.official:
-            return on_device(self._official(batch_size, grid, rng.generator()), rng)
+            scales = self.spatial_scale, self.temporal_scale, self.aspect
+            return on_device(official.tubes(batch_size, grid, rng.generator(), self.num_blocks, *scales), rng)
         context_tokens, target_tokens = self.token_counts(grid)
         per_block = 6  # numbers: length, scale, aspect, and where it starts on each axis
         counts = (ATTEMPTS * self.num_blocks * per_block, math.prod(grid))
@@ -128,44 +131,8 @@ class TubeMasking:
         """Which tokens lie in any of some blocks of six numbers each, `[..., blocks, 6]`: BoolTensor `[..., N]`."""
         of_length, of_scale, of_aspect, *of_start = numbers.unbind(-1)
         length = (between(of_length, *self.temporal_scale) * grid[0]).floor().clamp(min=1)
-        height, width = self._sides(between(of_scale, *self.spatial_scale), between(of_aspect, *self.aspect), grid)
-        return self._union((length, height, width), of_start, grid)
-
-    def _sides(self, scale: Tensor, aspect: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Height and width of blocks, at least one token and at most the frame."""
-        area = (scale * (grid[1] * grid[2])).floor()
-        height = (area * aspect).sqrt().round().clamp(1, grid[1])
-        return height, (area / aspect).sqrt().round().clamp(1, grid[2])
-
-    def _union(self, sides: Sequence[Tensor], of_start: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-        """Which tokens lie in any of some blocks of given sides and numbers for their starts: BoolTensor `[..., N]`."""
-        axes = []
-        for side, number, cells in zip(sides, of_start, grid, strict=True):
-            start = (number * (cells - side + 1)).floor().unsqueeze(-1)
-            cell = torch.arange(cells, device=side.device)
-            axes.append(((cell >= start) & (cell < start + side.unsqueeze(-1))).float())
-        frames, rows, columns = axes
-        places = (rows.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(-2)
-        return (frames.mT @ places > 0).flatten(-2)  # a product of matrices counts the blocks that a token lies in
-
-    def _official(self, batch_size: int, grid: Sequence[int], generator: Generator) -> Masks:
-        """The official sampler: `src/masks/multiblock3d.py` of facebookresearch/jepa."""
-        length = max(1, int(float(uniform((), generator, *self.temporal_scale)) * grid[0]))
-        height, width = self._sides(
-            uniform((), generator, *self.spatial_scale), uniform((), generator, *self.aspect), grid
-        )
-        sides = (torch.full_like(height, length), height, width)
-        if all(float(side) == cells for side, cells in zip(sides, grid, strict=True)):
-            raise ValueError(f"blocks of this scale cover the whole of a {tuple(grid)} grid and leave no context")
-        shape = (batch_size, self.num_blocks)
-        covered = torch.ones(batch_size, math.prod(grid), dtype=torch.bool, device=height.device)
-        missing = torch.arange(batch_size, device=height.device)
-        while len(missing):  # clips without any context are drawn again
-            number = (len(missing), *shape[1:])
-            starts = [uniform(number, generator) for _ in grid]
-            covered[missing] = self._union([side.expand(number) for side in sides], starts, grid)
-            missing = missing[covered[missing].all(1)]
-        return Masks(_first(~covered), _first(covered).unsqueeze(1))
+        height, width = frame_sides(between(of_scale, *self.spatial_scale), between(of_aspect, *self.aspect), grid)
+        return union_of_blocks((length, height, width), of_start, grid)
 
 
 class RandomTubeMasking:
@@ -213,9 +180,3 @@ class MaskingList(list[Any]):
         """The masks of each."""
         rng = rng or Rng.fresh(batch_size)
         return [masking(batch_size, grid, lengths, rng) for masking in self]
-
-
-def _first(tokens: Tensor) -> Tensor:
-    """The indices of the first tokens of each row of a BoolTensor, as many as the row with the fewest has."""
-    fewest = int(tokens.sum(1).min())
-    return (tokens & (tokens.cumsum(1) <= fewest)).nonzero()[:, 1].view(len(tokens), fewest)

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
-from jepa_lightning.callbacks.ema import EMATargetEncoder
 from jepa_lightning.callbacks.guard import GradientGuard
+from jepa_lightning.callbacks.teacher import EMATargetEncoder
 from jepa_lightning.checkpoints import start_from
 from jepa_lightning.clock import clock
 from jepa_lightning.draws import Rng

@@ -1,132 +1,29 @@
-"""Clips of video files for training and evaluation."""
+"""Clips of the videos in a folder, in a list, or in shards."""
 
-import difflib
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
-from jepa_lightning.data.decoding import UnreadableError, find_decoders, read_clips, read_image
-from jepa_lightning.data.entries import Entry, Listed, Source
-from jepa_lightning.data.faults import Faults, name_some
-from jepa_lightning.data.files import FilesDataModule
-from jepa_lightning.data.images import _Fit
-from jepa_lightning.data.order import Draw, Order, rank_and_ranks, seeded
+from jepa_lightning.data.crops import IMAGENET, Crop, check_statistics
+from jepa_lightning.data.datamodule import FilesDataModule, roles_of
+from jepa_lightning.data.faults import Faults
+from jepa_lightning.data.folders import open_folder
+from jepa_lightning.data.resume import Order, rank_and_ranks
+from jepa_lightning.data.samples import Listed, Sample, Samples
 from jepa_lightning.data.shards import open_shards
-from jepa_lightning.data.sources import IMAGENET, ROLES
-from jepa_lightning.data.video_sources import VIDEO_EXTENSIONS, open_folder, open_list
+from jepa_lightning.data.videos.clips import Clips, Rounds
+from jepa_lightning.data.videos.decoding import find_decoders, read_clips
+from jepa_lightning.data.videos.lists import open_list
+from jepa_lightning.errors import check_choice
 
-
-class VideoBatch(NamedTuple):
-    """A batch of labelled clips.
-
-    Attributes:
-        video: `[B, 3, T, H, W]` float32, normalised.
-        label: `[B]` int64.
-    """
-
-    video: Tensor
-    label: Tensor
-
-
-class _Videos(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
-    """Batches of normalised clips, each with what could not be read, and why, and how many videos were tried.
-
-    Clips are cropped and resized as 8-bit tensors, all frames of a clip alike; only the batch is converted to float32.
-    All that is random is a function of the seed, the epoch and the index.
-
-    Args:
-        source: of the videos.
-        read_clips: from a path or bytes, a number of frames and the positions of clips.
-        transform: of a clip `[T, 3, H, W]`.
-        is_random: whether clips start at random.
-        num_frames: of the clips: batches have these lengths in turn, and where it is not told which batch a video is
-            for, the first.
-        num_clips: from each video.
-        seed: of all draws.
-        mean: of each channel.
-        std: of each channel.
-        faults: where the loader keeps count.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        read_clips: Callable[..., list[Tensor]],
-        transform: Callable[[Tensor], Tensor],
-        is_random: bool,
-        num_frames: list[int],
-        num_clips: int,
-        seed: int,
-        mean: list[float],
-        std: list[float],
-        faults: Faults,
-    ) -> None:
-        self.source, self.read_clips, self.transform, self.is_random = source, read_clips, transform, is_random
-        self.num_frames, self.num_clips, self.seed, self.faults = num_frames, num_clips, seed, faults
-        self.scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1, 1))
-        self.shift = (torch.tensor(mean) / torch.tensor(std)).view(-1, 1, 1, 1)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, indices: list[int]) -> tuple[VideoBatch | Tensor, dict[str, str], int]:
-        faulty: dict[str, str] = {}
-        clips, labels = zip(*(clip for index in indices for clip in self._sample(index, faulty)), strict=True)
-        # Frames come before channels in the clips, and after them in the batch.
-        video = torch.stack(clips).transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        video.mul_(self.scale).sub_(self.shift)
-        read = len(indices) + len(faulty)
-        if None not in labels:
-            return VideoBatch(video, torch.tensor(labels)), faulty, read
-        if any(label is not None for label in labels):
-            raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
-        return video, faulty, read
-
-    def _sample(self, index: int, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
-        draw = index if isinstance(index, Draw) else Draw(index, epoch=0, batch=0)
-        num_frames = self.num_frames[draw.batch % len(self.num_frames)]
-        tried: dict[str, str] = {}
-        with seeded(self.seed, draw):
-            for entry in self.source.candidates(index):
-                try:
-                    clips = self._read(entry, num_frames)
-                    faulty |= tried
-                    return [(self._finish(clip, num_frames), entry.label) for clip in clips]
-                except UnreadableError as error:
-                    tried[entry.name] = str(error)
-        raise RuntimeError(f"{len(tried)} videos in a row cannot be read: {name_some(tried)}. Repair or remove them.")
-
-    def _read(self, entry: Entry, num_frames: int) -> list[Tensor]:
-        content = entry.read()
-        if entry.name.lower().endswith(IMG_EXTENSIONS):
-            return [read_image(content)] * self.num_clips
-        phases = torch.rand(self.num_clips, dtype=torch.float64) if self.is_random else 0.5
-        positions = (torch.arange(self.num_clips) + phases) / self.num_clips
-        return self.read_clips(content, num_frames=num_frames, positions=positions.tolist())
-
-    def _finish(self, clip: Tensor, num_frames: int) -> Tensor:
-        clip = self.transform(clip)
-        return torch.cat([clip, clip[-1:].expand(num_frames - len(clip), -1, -1, -1)])
-
-
-class _Rounds(Order):
-    """Videos in random order, in as many batches as go through the lengths of clips again and again."""
-
-    def __init__(self, videos: Sized, batch_size: int, lengths: int, trainer: Any, seed: int) -> None:
-        self.lengths = lengths
-        super().__init__(videos, batch_size, trainer, seed)
-
-    def __len__(self) -> int:
-        per_round = self.batch_size * self.lengths
-        return self.num_samples // per_round * per_round
+VIDEO_EXTENSIONS = (
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
+    *(".ts", ".mts", ".m2ts", ".vob", ".ogv", ".flv", ".wmv", ".3gp"),
+)
 
 
 class VideoDataModule(FilesDataModule):
@@ -222,17 +119,9 @@ class VideoDataModule(FilesDataModule):
         decoder: str = "auto",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value, names in (
-            ("dataset", dataset, ("folder", "csv", "shards")),
-            ("decoder", decoder, ("auto", "torchcodec", "pyav")),
-        ):
-            if value not in names:
-                near = difflib.get_close_matches(value.lower(), names, n=1)
-                raise ValueError(
-                    f"{name}={value!r} is unknown; "
-                    + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}.")
-                )
+        super().__init__(batch_size, num_workers, max_faulty)
+        check_choice("dataset", dataset, ("folder", "csv", "shards"))
+        check_choice("decoder", decoder, ("auto", "torchcodec", "pyav"))
         self.num_frames = [num_frames] if isinstance(num_frames, int) else list(num_frames)
         if not self.num_frames or min(self.num_frames) < 1:
             raise ValueError(
@@ -242,26 +131,14 @@ class VideoDataModule(FilesDataModule):
             raise ValueError(f"frame_stride={frame_stride} and frame_rate={frame_rate} exclude each other: give one.")
         if frame_rate is not None and not frame_rate > 0:
             raise ValueError(f"frame_rate={frame_rate} must be a positive number of frames a second.")
-        self.image_size = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size={image_size!r} is neither a side in pixels nor [rows, columns].")
-        if crop_scale is not None and not (len(crop_scale) == 2 and 0 < crop_scale[0] <= crop_scale[1] <= 1):
-            raise ValueError(f"crop_scale={crop_scale!r} must be two areas, 0 < smallest <= largest <= 1, or None.")
-        if not (len(crop_aspect) == 2 and 0 < crop_aspect[0] <= crop_aspect[1]):
-            raise ValueError(f"crop_aspect={crop_aspect!r} must be two ratios, 0 < smallest <= largest.")
         for name, number in (
             ("frame_stride", frame_stride),
             ("num_clips", num_clips),
-            ("batch_size", batch_size),
             ("min_frames", min_frames),
             ("samples_per_epoch", samples_per_epoch),
         ):
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is negative; give 0 to decode in the training process.")
-        if not 0 <= max_faulty < 1:
-            raise ValueError(f"max_faulty={max_faulty} must be a share of the videos, from 0 to below 1.")
         if samples_per_epoch is not None and dataset != "shards":
             raise ValueError(
                 f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: an epoch has all of its videos; only "
@@ -269,19 +146,16 @@ class VideoDataModule(FilesDataModule):
             )
         if seed < 0:
             raise ValueError(f"seed={seed} is negative; give an integer from 0.")
+        self.crop = Crop(image_size, crop_scale, crop_aspect, horizontal_flip)
+        self.image_size = self.crop.size
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         self.mean = IMAGENET[0] if mean is None else mean
         self.std = IMAGENET[1] if std is None else std
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(
-                f"mean={mean} and std={std} must have one number for each of 3 channels, and std positive."
-            )
+        check_statistics(self.mean, self.std, 3, "videos")
         self.root, self.dataset, self.decoder = root, dataset, decoder
         self.frame_rate = frame_rate
         self.frame_stride = 4 if frame_stride is None and frame_rate is None else frame_stride
-        self.num_clips, self.batch_size, self.num_workers = num_clips, batch_size, num_workers
-        self.crop_scale, self.crop_aspect, self.horizontal_flip = crop_scale, crop_aspect, horizontal_flip
-        self.min_frames, self.max_faulty, self.seed = min_frames, max_faulty, seed
+        self.num_clips, self.min_frames, self.seed = num_clips, min_frames, seed
         self.samples_per_epoch = samples_per_epoch
 
     def setup(self, stage: str | None = None) -> None:
@@ -292,7 +166,6 @@ class VideoDataModule(FilesDataModule):
             FileNotFoundError: if the data are missing; the message says what is looked for.
             ValueError: if there are fewer training videos than a batch holds, or fewer shards than workers.
         """
-        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
         read = partial(
             read_clips,
             decoders=find_decoders(self.decoder),
@@ -300,16 +173,16 @@ class VideoDataModule(FilesDataModule):
             rate=self.frame_rate,
             min_frames=self.min_frames,
         )
-        for role in ROLES if stage is None else roles[stage]:
+        for role in roles_of(stage):
             source = self._open(role)
             if source is None:
                 continue
             if role == "train":
                 self._check_size(source)
-            self._sets[role] = _Videos(
+            self.sets[role] = Clips(
                 source,
                 read,
-                self._transform(role),
+                self.crop.transform(role),
                 role == "train",
                 self.num_frames,
                 self.num_clips,
@@ -319,16 +192,21 @@ class VideoDataModule(FilesDataModule):
                 Faults("videos", self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
             )
 
-    def _open(self, role: str) -> Source | None:
+    def _open(self, role: str) -> Samples | None:
         if self.dataset == "shards":
             kinds = VIDEO_EXTENSIONS, IMG_EXTENSIONS
             return open_shards(
                 self.root, role, kinds, self.samples_per_epoch, self.batch_size, self.num_workers, self.seed
             )
-        entries = (open_list if self.dataset == "csv" else open_folder)(Path(self.root), role)
-        return None if entries is None else Listed(entries)
+        root = Path(self.root)
+        samples: Sequence[Sample] | None
+        if self.dataset == "csv":
+            samples = open_list(root, role)
+        else:
+            samples = open_folder(root, role, VIDEO_EXTENSIONS + IMG_EXTENSIONS, "videos")
+        return None if samples is None else Listed(samples)
 
-    def _check_size(self, source: Source) -> None:
+    def _check_size(self, source: Samples) -> None:
         ranks = rank_and_ranks()[1]
         needed = self.batch_size * len(self.num_frames) * ranks
         if len(source) < needed:
@@ -338,14 +216,6 @@ class VideoDataModule(FilesDataModule):
                 "and incomplete batches are dropped: give a smaller batch_size."
             )
 
-    def _transform(self, role: str) -> Callable[[Tensor], Tensor]:
-        crop = role == "train" and self.crop_scale is not None and self.crop_scale[0] < 1
-        aspect = self.image_size[1] / self.image_size[0]
-        ratio = (self.crop_aspect[0] * aspect, self.crop_aspect[1] * aspect)
-        resize = v2.RandomResizedCrop(self.image_size, self.crop_scale, ratio, antialias=True) if crop else None
-        fit = resize or _Fit(self.image_size)
-        return v2.Compose([fit, v2.RandomHorizontalFlip()]) if role == "train" and self.horizontal_flip else fit
-
     def order(self, samples: Any) -> Order:
         """A function of the seed and the epoch, in batches that go through the lengths of clips."""
-        return _Rounds(samples, self.batch_size, len(self.num_frames), self.trainer, self.seed)
+        return Rounds(samples, self.batch_size, len(self.num_frames), self.trainer, self.seed)

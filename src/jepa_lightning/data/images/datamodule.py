@@ -1,105 +1,23 @@
-"""Image data sets: those of torchvision by name, and folders of images."""
+"""Images of a torchvision data set, of a folder, or in shards."""
 
-import difflib
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
-from jepa_lightning.data.decoding import UnreadableError
-from jepa_lightning.data.faults import Faults, name_some
-from jepa_lightning.data.files import FilesDataModule
-from jepa_lightning.data.order import Order, run_seed, seeded
+from jepa_lightning.data.crops import IMAGENET, Crop, Fit, check_statistics
+from jepa_lightning.data.datamodule import ROLES, FilesDataModule, roles_of
+from jepa_lightning.data.faults import Faults
+from jepa_lightning.data.folders import class_names, open_folder
+from jepa_lightning.data.images.dataset import ImageBatch, Images
+from jepa_lightning.data.images.torchvision_sets import KNOWN, Arrays, open_known
+from jepa_lightning.data.resume import run_seed
+from jepa_lightning.data.samples import Listed
 from jepa_lightning.data.shards import open_shards
-from jepa_lightning.data.sources import IMAGENET, KNOWN, ROLES, Arrays, open_folder, open_known, read_image
+from jepa_lightning.errors import check_choice
 
-
-class ImageBatch(NamedTuple):
-    """A batch of labelled images (or, without the leading `B`, one sample).
-
-    Attributes:
-        image: `[B, C, H, W]` float32, normalised.
-        label: `[B]` int64.
-    """
-
-    image: Tensor
-    label: Tensor
-
-
-def _as_tensor(image: Any) -> Tensor:
-    tensor: Tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image.convert("RGB"))
-    return tensor
-
-
-class _Fit:
-    """Resize an image until it just covers (rows, columns), and cut out its centre."""
-
-    def __init__(self, size: list[int]) -> None:
-        self.size = size
-
-    def __call__(self, image: Tensor) -> Tensor:
-        scale = max(wanted / given for wanted, given in zip(self.size, image.shape[-2:], strict=True))
-        cover = [max(wanted, round(given * scale)) for wanted, given in zip(self.size, image.shape[-2:], strict=True)]
-        return F.center_crop(F.resize(image, cover, antialias=True), self.size)
-
-
-class _Images(Dataset[Any]):
-    """Normalised images from a source (see `sources`), a batch at a time, each with what could not be read for it.
-
-    Images are cropped and resized one by one, as 8-bit tensors; without a transform (which takes images in memory) a
-    whole batch is one gather. Only the finished batch is converted to float32. What is random in a training is a
-    function of seed, epoch and index.
-    """
-
-    def __init__(
-        self,
-        source: Any,
-        transform: Callable[[Tensor], Tensor] | None,
-        mean: list[float],
-        std: list[float],
-        seed: int,
-        faults: Faults,
-    ) -> None:
-        self.source, self.transform, self.seed, self.faults = source, transform, seed, faults
-        self.scale = 1 / (255 * torch.tensor(std).view(-1, 1, 1))
-        self.shift = torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, indices: list[int]) -> tuple[ImageBatch | Tensor, dict[str, str], int]:
-        faulty: dict[str, str] = {}
-        if self.transform is None:
-            pixels, labels = self.source[indices]
-        else:
-            images, given = zip(*(self._sample(self.transform, index, faulty) for index in indices), strict=True)
-            pixels = torch.stack(images)
-            labels = None if given[0] is None else torch.tensor([int(label) for label in given])
-        batch = pixels.float().mul_(self.scale).sub_(self.shift)
-        return batch if labels is None else ImageBatch(batch, labels), faulty, len(indices) + len(faulty)
-
-    def _sample(self, transform: Callable[[Tensor], Tensor], index: int, faulty: dict[str, str]) -> tuple[Tensor, Any]:
-        with seeded(self.seed, index):
-            image, label = self._read(index, faulty) if hasattr(self.source, "candidates") else self.source[index]
-            return transform(_as_tensor(image)), label
-
-    def _read(self, index: int, faulty: dict[str, str]) -> tuple[Any, int | None]:
-        tried: dict[str, str] = {}
-        for entry in self.source.candidates(index):
-            try:
-                image = read_image(entry)
-                faulty |= tried
-                return image, entry.label
-            except UnreadableError as error:
-                tried[entry.name] = str(error)
-        raise RuntimeError(f"{len(tried)} images in a row cannot be read: {name_some(tried)}. Repair or remove them.")
+__all__ = ["ImageBatch", "ImageDataModule"]
 
 
 class ImageDataModule(FilesDataModule):
@@ -185,48 +103,26 @@ class ImageDataModule(FilesDataModule):
         samples_per_epoch: int | None = None,
         max_faulty: float = 0.1,
     ) -> None:
-        super().__init__()
-        names = [*KNOWN, "ImageNet", "folder", "shards"]
-        if dataset not in names:
-            lower = {name.lower(): name for name in names}
-            near = [lower[name] for name in difflib.get_close_matches(dataset.lower(), lower, cutoff=0.5)]
-            raise ValueError(
-                f"dataset={dataset!r} is unknown; "
-                + (f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(names)}.")
-            )
+        super().__init__(batch_size, num_workers, max_faulty)
+        check_choice("dataset", dataset, [*KNOWN, "ImageNet", "folder", "shards"])
         known = KNOWN.get(dataset)
         if train_split is not None and (known is None or "split" not in known.arguments[0]):
             raise ValueError(f"train_split={train_split!r} does not apply: {dataset} has only one training split.")
-        size = image_size if image_size is not None else known.size if known else 224
-        self.image_size = [size, size] if isinstance(size, int) else list(size)
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size={image_size!r} is neither a side in pixels nor [rows, columns].")
-        if crop_scale is not None and not (len(crop_scale) == 2 and 0 < crop_scale[0] <= crop_scale[1] <= 1):
-            raise ValueError(f"crop_scale={crop_scale!r} must be two areas, 0 < smallest <= largest <= 1, or None.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
         if samples_per_epoch is not None and (dataset != "shards" or samples_per_epoch < 1):
             raise ValueError(
                 f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: only shards are read as a stream, "
                 "of 1 or more an epoch; an epoch of others has all of their images."
             )
-        if not 0 <= max_faulty < 1:
-            raise ValueError(f"max_faulty={max_faulty} must be a share of the images, from 0 to below 1.")
+        size = image_size if image_size is not None else known.size if known else 224
+        self.crop = Crop(size, crop_scale, flip=horizontal_flip)
+        self.image_size = self.crop.size
         self.save_hyperparameters(logger=False)  # a module may have an image_size of its own to log
         statistics = known.statistics if known else IMAGENET
         self.mean = statistics[0] if mean is None else mean
         self.std = statistics[1] if std is None else std
-        channels = len(statistics[0])
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise ValueError(
-                f"mean={mean} and std={std} must have one number for each of {dataset}'s {channels} channels, "
-                "and std must be positive."
-            )
+        check_statistics(self.mean, self.std, len(statistics[0]), dataset)
         self.dataset, self.root, self.train_split, self.download = dataset, root, train_split, download
-        self.batch_size, self.num_workers, self.samples_per_epoch = batch_size, num_workers, samples_per_epoch
-        self.crop_scale, self.horizontal_flip, self.max_faulty = crop_scale, horizontal_flip, max_faulty
+        self.samples_per_epoch = samples_per_epoch
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this in one process only)."""
@@ -241,8 +137,7 @@ class ImageDataModule(FilesDataModule):
             FileNotFoundError: if the data are missing; the message says how to get them.
             ValueError: if there are fewer training images than a batch holds.
         """
-        roles = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
-        for role in ROLES if stage is None else roles[stage]:
+        for role in roles_of(stage):
             source = self._open(role, download=False)
             if source is None:
                 continue
@@ -251,30 +146,34 @@ class ImageDataModule(FilesDataModule):
                     f"{self.dataset} has {len(source)} training images, fewer than batch_size={self.batch_size}, and "
                     "incomplete batches are dropped: give a smaller batch_size."
                 )
+            transform: Any = self.crop.transform(role)
+            if isinstance(transform, Fit) and isinstance(source, Arrays) and source.size == self.image_size:
+                transform = None
             faults = Faults("images", self.max_faulty, len(source) if self.samples_per_epoch is None else math.inf)
-            self._sets[role] = _Images(source, self._transform(role, source), self.mean, self.std, run_seed(), faults)
+            self.sets[role] = Images(source, transform, self.mean, self.std, run_seed(), faults)
 
     def _open(self, role: str, download: bool) -> Any:
+        root = Path(self.root)
         if self.dataset in KNOWN:
-            return open_known(Path(self.root), role, self.dataset, self.train_split, download)
+            return open_known(root, role, self.dataset, self.train_split, download)
         if self.dataset == "shards":
             kinds, workers = (IMG_EXTENSIONS,), self.num_workers
             return open_shards(self.root, role, kinds, self.samples_per_epoch, self.batch_size, workers, run_seed())
-        return open_folder(Path(self.root), role, self.dataset)
+        if self.dataset == "ImageNet":
+            _check_imagenet(root)
+        files = open_folder(root, role, IMG_EXTENSIONS, "images")
+        return None if files is None else Listed(files)
 
-    def _transform(self, role: str, source: Any) -> Callable[[Tensor], Tensor] | None:
-        crop = role == "train" and self.crop_scale is not None and self.crop_scale[0] < 1
-        flip = role == "train" and self.horizontal_flip
-        if not (crop or flip) and isinstance(source, Arrays) and list(source.images.shape[-2:]) == self.image_size:
-            return None
-        if not crop:
-            return v2.Compose([_Fit(self.image_size), v2.RandomHorizontalFlip()]) if flip else _Fit(self.image_size)
-        aspect = self.image_size[1] / self.image_size[0]
-        random_crop = v2.RandomResizedCrop(
-            self.image_size, self.crop_scale, ratio=(3 / 4 * aspect, 4 / 3 * aspect), antialias=True
+
+def _check_imagenet(root: Path) -> None:
+    """Raise an error unless the folder has ImageNet's images, sorted into the folders of their classes."""
+    if not (root / "train").is_dir():
+        raise FileNotFoundError(
+            f"{(root / 'train').absolute()} does not exist, and ImageNet cannot be downloaded: give as root the folder "
+            "that has train/<class>/*.JPEG and val/<class>/*.JPEG."
         )
-        return v2.Compose([random_crop, v2.RandomHorizontalFlip()]) if flip else random_crop
-
-    def order(self, samples: Any) -> Order:
-        """A function of the seed of `seed_everything` and the epoch."""
-        return Order(samples, self.batch_size, self.trainer)
+    for folder in (root / "train", root / "val"):
+        if folder.is_dir() and class_names(folder, IMG_EXTENSIONS) is None:
+            raise ValueError(
+                f"{folder} has no folders of classes: sort ImageNet's images into {folder}/<class>/*.JPEG."
+            )

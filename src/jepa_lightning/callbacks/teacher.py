@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jepa_lightning.clock import clock
 from jepa_lightning.schedules import linear
@@ -18,6 +18,15 @@ def students_and_teachers(module: Any) -> list[tuple[nn.Module, nn.Module]]:
         (module.get_submodule(each.student), module.get_submodule(each.teacher))
         for each in (module.teachers() if hasattr(module, "teachers") else ())
     ]
+
+
+def relative_distance(pairs: Any) -> Tensor:
+    """The distance between the weights of students and teachers, over the norm of the teachers'."""
+    students = [parameter for student, _ in pairs for parameter in student.parameters()]
+    teachers = [parameter for _, teacher in pairs for parameter in teacher.parameters()]
+    differences = torch._foreach_sub(students, teachers)
+    apart, norm = (torch.stack(torch._foreach_norm(tensors)).norm() for tensors in (differences, teachers))
+    return apart / norm
 
 
 class EMATargetEncoder(pl.Callback):

@@ -18,16 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+
+from jepa_lightning.data.faults import UnreadableError
 
 _ROUNDING = 1.25e-3  # seconds; Matroska rounds times to milliseconds
 _GREY_FRAME = b"YUV4MPEG2 W32 H16 F1:1\nFRAME\n" + bytes([128] * (32 * 16 * 3 // 2))  # a whole video file
-
-
-class UnreadableError(RuntimeError):
-    """A video or an image that cannot be decoded, or is too short; the message says why."""
 
 
 class PyAVVideo:
@@ -253,20 +249,3 @@ def _by_rate(times: list[float], num_frames: int, rate: float, position: float) 
     wanted = [start + index / rate for index in range(num_frames)]
     # What is asked for at a frame's own time, up to rounding, must be that frame and not the one before.
     return [bisect_right(times, time + _ROUNDING) - 1 for time in wanted if time < end or time == start]
-
-
-def read_image(source: str | bytes) -> Tensor:
-    """Read an image as a video of one frame.
-
-    Args:
-        source: a path, or the bytes of a file.
-
-    Returns:
-        `[1, 3, H, W]` uint8.
-
-    Raises:
-        UnreadableError: if Pillow cannot read it.
-    """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with _reading(Image.DecompressionBombError), Image.open(file) as image:
-        return F.pil_to_tensor(image.convert("RGB"))[None]

@@ -1,13 +1,12 @@
 """The samples of a split: files, members of shards, or what could not be read, and others to take in their places."""
 
-from collections.abc import Iterator, Sized
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence, Sized
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from jepa_lightning.data.decoding import UnreadableError
-
-PATIENCE = 10  # unreadable samples in a row that end a run
+from jepa_lightning.data.faults import PATIENCE, UnreadableError
+from jepa_lightning.data.resume import Visit
 
 
 class Member(NamedTuple):
@@ -18,7 +17,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Entry(NamedTuple):
+class Sample(NamedTuple):
     """A video or image: where it is or what is in it, or why it cannot be read."""
 
     name: str
@@ -26,7 +25,11 @@ class Entry(NamedTuple):
     content: str | bytes | Member | UnreadableError
 
     def read(self) -> str | bytes:
-        """What decoders take: a path, or the bytes of a file."""
+        """What decoders take: a path, or the bytes of a file.
+
+        Raises:
+            UnreadableError: if it cannot be read.
+        """
         if isinstance(self.content, UnreadableError):
             raise self.content
         if isinstance(self.content, Member):
@@ -39,26 +42,27 @@ class Entry(NamedTuple):
         return self.content
 
 
-class Source(Sized, Protocol):
+@runtime_checkable
+class Samples(Sized, Protocol):
     """The samples of a split."""
 
-    def candidates(self, index: int) -> Iterator[Entry]:
-        """The sample of an index, and others to take if it cannot be read."""
+    def candidates(self, visit: Visit) -> Iterator[Sample]:
+        """The sample that is wanted, and others to take if it cannot be read."""
 
 
 class Listed:
     """Samples that are known beforehand."""
 
-    def __init__(self, entries: list[Entry]) -> None:
-        self.entries = entries
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.samples)
 
-    def candidates(self, index: int) -> Iterator[Entry]:
-        """The sample of that index, then others at random."""
-        seen = set[int]()
+    def candidates(self, visit: Visit) -> Iterator[Sample]:
+        """The sample of an index, then others at random."""
+        index, seen = visit.index, set[int]()
         while len(seen) < min(PATIENCE, len(self)):
             seen.add(index)
-            yield self.entries[index]
+            yield self.samples[index]
             index = int(torch.randint(len(self), ()))

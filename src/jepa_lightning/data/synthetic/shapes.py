@@ -1,17 +1,17 @@
 """Rendered images of shapes on cluttered backgrounds: a labelled data set that needs no download."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from jepa_lightning.data.rendered import SPLITS, RenderedDataModule
-from jepa_lightning.data.rendering import ABSENT, KINDS, MAX_COUNT, Draws, Ints, lay_out, paint
+from jepa_lightning.data.synthetic.painting import KINDS
+from jepa_lightning.data.synthetic.rendered import RenderedDataModule, RenderedDataset
+from jepa_lightning.data.synthetic.still_scenes import ABSENT, MAX_COUNT, lay_out, paint
+from jepa_lightning.data.synthetic.streams import Streams
 
 _PIXEL_MEAN, _PIXEL_STD = 127.5, 39.5  # of the rendered 8-bit values, over all channels
-_CHUNK_PIXELS = 1 << 16  # pixels painted at a time: the temporary arrays stay in the processor's cache
 
 
 class ShapesBatch(NamedTuple):
@@ -33,7 +33,7 @@ class ShapesBatch(NamedTuple):
     segmentation: Tensor
 
 
-class ShapesDataset(Dataset[ShapesBatch]):
+class ShapesDataset(RenderedDataset):
     """Images of one to three patterned shapes over a cluttered background, rendered on the fly.
 
     A shape's *kind* is the pattern of its surface, in two colours: stripes, bars, checkers, dots, rings or a grid. Its
@@ -68,44 +68,14 @@ class ShapesDataset(Dataset[ShapesBatch]):
     """
 
     kinds = KINDS
+    batch = ShapesBatch
+    chunk_pixels = 1 << 16  # the temporary arrays stay in the processor's cache
 
     def __init__(self, num_images: int, image_size: int | list[int] = 64, seed: int = 0, split: str = "train") -> None:
-        rows_columns = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
-        if len(rows_columns) != 2 or min(rows_columns) < 16:
-            raise ValueError(
-                f"image_size={image_size!r} is neither a side in pixels nor [rows, columns]; give sizes of at least 16."
-            )
-        if num_images < 1:
-            raise ValueError(f"num_images={num_images} leaves no image; give at least 1.")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed} is out of range; give an integer from 0 to 2**63 - 1.")
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r} does not exist; choose one of {', '.join(SPLITS)}.")
-        self.num_images, self.seed, self.split = num_images, seed, split
-        self.height, self.width = rows_columns
+        super().__init__(num_images, image_size, seed, split)
 
-    def __len__(self) -> int:
-        return self.num_images
-
-    def __getitem__(self, index: int) -> ShapesBatch:
-        return ShapesBatch(*(item[0] for item in self.__getitems__([index])))
-
-    def __getitems__(self, indices: list[int]) -> ShapesBatch:
-        """Render the batch of the given images.
-
-        Raises:
-            IndexError: if an index is outside the data set (negative ones count from its end).
-        """
-        index = np.asarray(indices, np.int64)
-        index = np.where(index < 0, index + self.num_images, index)
-        if ((index < 0) | (index >= self.num_images)).any():
-            raise IndexError(f"indices {indices} go beyond the {self.num_images} images of this data set.")
-        step = max(1, _CHUNK_PIXELS // (self.height * self.width))
-        chunks = [self._render(index[start : start + step]) for start in range(0, len(index), step)]
-        return ShapesBatch(*map(torch.cat, zip(*chunks, strict=True)))
-
-    def _render(self, index: Ints) -> ShapesBatch:
-        draws = Draws(self.seed, SPLITS.index(self.split), index)
+    def render(self, draws: Streams) -> ShapesBatch:
+        """Draw up the scenes, and paint them."""
         scene = lay_out(draws, self.height, self.width)
         pixels, segmentation = paint(scene, draws, self.height, self.width)
         present = scene.kind[:, :MAX_COUNT] != ABSENT
@@ -118,11 +88,6 @@ class ShapesDataset(Dataset[ShapesBatch]):
             torch.from_numpy(positions),
             torch.from_numpy(segmentation),
         )
-
-    @staticmethod
-    def collate(batch: Any) -> Any:
-        """Pass on the batch that `__getitems__` has rendered."""
-        return batch
 
 
 class ShapesDataModule(RenderedDataModule):

@@ -5,63 +5,56 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, DistributedSampler
 
+from jepa_lightning.clock import batches_done
 
-class Draw(int):
-    """An index of a data set, which knows where in the training it is asked for.
+
+class Visit(NamedTuple):
+    """A sample, and when a training asks for it: what is drawn for the sample is a function of that.
 
     Attributes:
+        index: of the sample in its data set.
         epoch: from 0.
-        batch: of this process in the epoch, from 0.
-
-    Example:
-        >>> draw = Draw(7, epoch=2, batch=1)
-        >>> draw, draw.epoch, "abcdefgh"[draw]
-        (7, 2, 'h')
+        batch: of this process in the epoch, from 0; None outside of a training.
     """
 
-    epoch: int
-    batch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    epoch: int = 0
+    batch: int | None = None
 
-    def __new__(cls, index: int, epoch: int, batch: int) -> Draw:
-        """An int cannot be given attributes any later."""
-        draw = super().__new__(cls, index)
-        draw.epoch, draw.batch = epoch, batch
-        return draw
 
-    def __reduce__(self) -> tuple[type[Draw], tuple[int, int, int]]:
-        return Draw, (int(self), self.epoch, self.batch)
+def as_visit(key: int | Visit) -> Visit:
+    """What a sampler asks for: `Visits` say when, the samplers of held-out data give bare indices."""
+    return key if isinstance(key, Visit) else Visit(key)
 
 
 @contextmanager
-def seeded(seed: int, index: int) -> Iterator[None]:
+def seeded(seed: int, visit: Visit) -> Iterator[None]:
     """Make what torch's default generator draws for a sample a function of seed, epoch and index.
 
     So crops and the like depend neither on workers nor on what was drawn before, and the generator goes on afterwards
-    as if nothing had been drawn. With an index that is no `Draw`, draws are those of the generator as it is.
+    as if nothing had been drawn.
 
     Example:
-        >>> with seeded(0, Draw(7, epoch=2, batch=1)):
+        >>> with seeded(0, Visit(7, epoch=2, batch=1)):
         ...     first = torch.rand(3)
-        >>> with seeded(0, Draw(7, epoch=2, batch=5)):
+        >>> with seeded(0, Visit(7, epoch=2, batch=5)):
         ...     print(torch.equal(torch.rand(3), first))
         True
     """
-    if not isinstance(index, Draw):
-        yield
-        return
     with torch.random.fork_rng(devices=()):
         # torch.manual_seed would seed the accelerators too.
-        torch.default_generator.manual_seed(hash((seed, index.epoch, int(index))) % 2**63)
+        torch.default_generator.manual_seed(hash((seed, visit.epoch, visit.index)) % 2**63)
         yield
 
 
-class Order(DistributedSampler[Draw]):
+class Order(DistributedSampler[Any]):
     """The training samples in random order, a function of seed and epoch, without an incomplete last batch.
 
     The batches of all processes together hold the same samples whatever the number of processes, as long as their
@@ -101,31 +94,47 @@ class Order(DistributedSampler[Draw]):
                 "takes, and incomplete batches are dropped: give a smaller batch_size."
             )
 
-    def __iter__(self) -> Iterator[Draw]:
-        indices, epoch = list(super().__iter__()), self.epoch
+    def __iter__(self) -> Iterator[Any]:
+        indices = list(super().__iter__())
         self.epoch += 1  # for loops of one's own, which tend to forget `set_epoch`
-        for place in range(self.first_batch * self.batch_size, len(self)):
-            yield Draw(indices[place], epoch, place // self.batch_size)
+        return iter(indices[self.first_batch * self.batch_size : len(self)])
 
     def __len__(self) -> int:
         return self.num_samples // self.batch_size * self.batch_size
 
 
+class Visits(Order):
+    """The same order, for a data set that draws at random (see `seeded`): it is asked for `Visit`s, not for indices.
+
+    Example:
+        >>> list(Visits(range(10), batch_size=4, seed=0))[3:5]
+        [Visit(index=5, epoch=0, batch=0), Visit(index=3, epoch=0, batch=1)]
+    """
+
+    def __iter__(self) -> Iterator[Visit]:
+        epoch, first = self.epoch, self.first_batch * self.batch_size
+        for place, index in enumerate(super().__iter__(), first):
+            yield Visit(index, epoch, place // self.batch_size)
+
+
 class ResumableLoader(DataLoader[Any]):
     """Batches of an `Order`; in an epoch that a Trainer resumes, those that it has not trained on yet.
 
-    Where that is, the Trainer's own progress tells, and only when it asks for the first batch: loading, in workers too,
-    begins no sooner. Give it to the Trainer as the only training loader, and to a data set that draws at random,
-    `seeded`.
+    Where that is, the order's Trainer is asked, and only when it asks for the first batch: loading, in workers too,
+    begins no sooner.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         order = self.sampler
         if isinstance(order, Order):  # and not what `Trainer(overfit_batches=…)` puts in its place
-            trainer = order.trainer
-            mine = trainer is not None and trainer.training and trainer.train_dataloader is self
-            order.first_batch = trainer.fit_loop.batch_idx + 1 if mine else 0
+            order.first_batch = batches_done(order.trainer) if self._trains(order.trainer) else 0
         yield from super().__iter__()
+
+    def _trains(self, trainer: Any) -> bool:
+        """Whether the Trainer reads this loader, and not somebody else while it trains."""
+        if trainer is None or not trainer.training:
+            return False
+        return any(loader is self for loader in CombinedLoader(trainer.train_dataloader).flattened)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing; that there is a state tells Lightning that it can resume an epoch."""

@@ -1,74 +1,31 @@
-"""All that a data set has labels for, read off a checkpoint's features: one table."""
+"""All that a data set has labels for, read off an encoder's features: one table."""
 
 from __future__ import annotations
 
-import csv
-import inspect
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities import move_data_to_device
-from rich.console import Console
-from rich.table import Table
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from jepa_lightning import batches
 from jepa_lightning.batches import UNLABELLED
-from jepa_lightning.checkpoints import read_networks
-from jepa_lightning.evaluation.frozen import Features, FrozenEncoder, Width
-from jepa_lightning.evaluation.held_out import HeldOut, choose
-from jepa_lightning.evaluation.knn import KNNProbe
-from jepa_lightning.evaluation.probes import (
-    AttentiveProbe,
-    LinearProbe,
-    RegressionProbe,
-    SegmentationProbe,
-)
-from jepa_lightning.networks import build_network
+from jepa_lightning.evaluation.encode import Encoded, built_anew, encode, features_of_module, readers_of_checkpoint
+from jepa_lightning.evaluation.knn import KNNEvaluation
+from jepa_lightning.evaluation.linear import LinearEvaluation, RegressionEvaluation
+from jepa_lightning.evaluation.probe import Features, Width
+from jepa_lightning.evaluation.report import Reading
+from jepa_lightning.evaluation.splits import HeldOut, choose
+from jepa_lightning.evaluation.tokens import AttentiveEvaluation, SegmentationEvaluation
 
 _BATCH_SIZE = 256
-
-
-class Reading(NamedTuple):
-    """A line of the table.
-
-    Attributes:
-        label: what was read off the features.
-        probe: by what.
-        metric: `accuracy`, `miou` or `r2`, each at most 1.
-        value: on the test data.
-        untrained: the same of the encoder with its weights drawn anew, what features are worth without any training.
-        constant: what the best constant answer scores there.
-        num_labels: labelled samples that the probe was fitted on.
-        chosen: the setting that did best on the held-out part of the training data.
-    """
-
-    label: str
-    probe: str
-    metric: str
-    value: float
-    untrained: float
-    constant: float
-    num_labels: int
-    chosen: str
-
-
-class _Encoded(NamedTuple):
-    """Of a data set, the means of the last L blocks' tokens, the tokens of the last block, and the labels by name."""
-
-    pooled: Tensor  # [N, L, D]
-    tokens: Tensor | None  # [N, T, D]; of a module's features None
-    labels: dict[str, Tensor]  # [N, ...]
 
 
 class _Samples(Dataset[Features]):
@@ -85,7 +42,7 @@ class _Samples(Dataset[Features]):
 
 
 class _Plan(NamedTuple):
-    """How a probe is built, the field of `_Encoded` that it reads, and the training samples that it is fitted on."""
+    """How a probe is built, the field of `Encoded` that it reads, and the training samples that it is fitted on."""
 
     name: str
     build: Callable[[], Any]
@@ -139,14 +96,15 @@ def evaluate(
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
         if isinstance(encoder, str):
-            readers, grid, options = _of_checkpoint(encoder, batches.observations(first)[0], device, encoder_options)
+            example = batches.observations(first)[0]
+            readers, grid, options = readers_of_checkpoint(encoder, example, device, encoder_options)
         else:
-            readers = [partial(_module_features, each.to(device).eval()) for each in (encoder, built_anew(encoder))]
+            readers = [partial(features_of_module, each.to(device).eval()) for each in (encoder, built_anew(encoder))]
             grid, options = (), {}
         parts = {
-            "train": _encode(readers, split.train_dataloader(), reads, device, num_train),
-            "val": _encode(readers, split.val_dataloader(), reads, device, num_train),
-            "test": _encode(readers, split.test_dataloader(), reads, device),
+            "train": encode(readers, split.train_dataloader(), reads, device, num_train),
+            "val": encode(readers, split.val_dataloader(), reads, device, num_train),
+            "test": encode(readers, split.test_dataloader(), reads, device),
         }
         probed = encoder if isinstance(encoder, str) else Width(parts["test"][0].pooled.shape[-1])
         readings = []
@@ -171,76 +129,8 @@ def evaluate(
         return readings
 
 
-def built_anew(module: Any) -> Any:
-    """A module of the same class and options, untrained."""
-    known = inspect.signature(type(module)).parameters
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
-    # Lightning's CLI leaves a note of its own among the options, whose name begins with `_`.
-    options = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
-    return type(module)(**{name: value for name, value in options.items() if takes_all or name in known})
-
-
-# Of a batch, the pooled features [B, L, D] and, of an encoder, the tokens [B, T, D].
-_Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
-
-
-def _of_checkpoint(
-    path: str, observation: Tensor, device: torch.device, given: dict[str, Any] | None
-) -> tuple[list[_Reader], tuple[int, ...], dict[str, Any]]:
-    """Readers of a checkpoint's encoder and of the same untrained, their token grid, and options of `load_encoder`."""
-    options, size, configuration = dict(given or {}), observation.shape[2:], read_networks(path).options.get("encoder")
-    if configuration is None:  # then the sizes are those of the data
-        options = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {}) | options
-    trained, untrained = (FrozenEncoder(path, 1, options) for _ in range(2))
-    if configuration is None:
-        untrained.encoder.init_weights()
-    else:
-        untrained.encoder = build_network(configuration).eval()
-    for each in (trained, untrained):
-        each.layers = min(4, each.depth)
-    return [partial(_encoder_features, each.to(device)) for each in (trained, untrained)], trained.grid, options
-
-
-def _encoder_features(encoder: FrozenEncoder, batch: Any) -> tuple[Tensor, Tensor]:
-    tokens = encoder(batches.observations(batch)[0])
-    return tokens.mean(2), tokens[:, -1]
-
-
-def _module_features(module: Any, batch: Any) -> tuple[Tensor, None]:
-    return module.features(batch).pooled().unsqueeze(1), None
-
-
-@torch.no_grad()
-def _encode(
-    readers: list[_Reader], loader: Any, reads: Sequence[str], device: torch.device, limit: int | None = None
-) -> list[_Encoded]:
-    """Encode the first samples that a loader gives, by each reader."""
-    pooled: list[list[Tensor]] = [[] for _ in readers]
-    last: list[list[Tensor]] = [[] for _ in readers]
-    labels: dict[str, list[Tensor]] = {}
-    count = 0
-    for batch in loader:
-        there = move_data_to_device(batch, device)
-        for number, reader in enumerate(readers):
-            means, tokens = reader(there)
-            pooled[number].append(means.float().cpu())
-            if tokens is not None:
-                last[number].append(tokens.cpu())
-        for name, label in batches.labels(batch, reads).items():
-            if isinstance(label, Tensor):
-                labels.setdefault(name, []).append(label)
-        count += len(pooled[0][-1])
-        if limit is not None and count >= limit:
-            break
-    by_name = {name: torch.cat(column)[:limit] for name, column in labels.items()}
-    return [
-        _Encoded(torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name)
-        for means, tokens in zip(pooled, last, strict=True)
-    ]
-
-
 def _plans(
-    encoder: str | Width, options: dict[str, Any], grid: tuple[int, ...], train: _Encoded, label: str, classes: int
+    encoder: str | Width, options: dict[str, Any], grid: tuple[int, ...], train: Encoded, label: str, classes: int
 ) -> Iterator[_Plan]:
     """The probes that suit a label: one class a sample, a map of classes, or numbers; others have none."""
     known, layers = train.labels[label], sorted({1, train.pooled.shape[1]})
@@ -249,27 +139,27 @@ def _plans(
         # Of several objects, those that every sample has: numbers that some lack are NaN.
         count = int(known.reshape(len(known), -1).isfinite().all(0).cumprod(0).sum())
         if count:
-            build = partial(RegressionProbe, encoder, count, layers=layers, encoder_options=options)
+            build = partial(RegressionEvaluation, encoder, count, layers=layers, encoder_options=options)
             yield _Plan("regression", build, "pooled", everything)
         return
     if known.ndim == 3 and len(grid) == 2:
-        segmentation = partial(SegmentationProbe, encoder, classes, encoder_options=options)
+        segmentation = partial(SegmentationEvaluation, encoder, classes, encoder_options=options)
         yield _Plan("segmentation", segmentation, "tokens", everything)
     if known.ndim != 1 or classes < 2:
         return
     labelled = everything[known != UNLABELLED]
     adamw: dict[str, Any] = {"optimizer": "adamw", "lrs": [1e-3, 1e-2]}
-    linear = partial(LinearProbe, encoder, classes, layers=layers, **adamw, encoder_options=options)
+    linear = partial(LinearEvaluation, encoder, classes, layers=layers, **adamw, encoder_options=options)
     for name, few in (("linear", {}), ("linear, 1 %", {"fraction": 0.01}), ("linear, 10 shots", {"shots": 10})):
         yield _Plan(name, linear, "pooled", choose(known, Generator().manual_seed(0), **few)[0])
     rates: dict[str, Any] = {"lrs": [3e-4, 1e-3], "weight_decays": [0.01]}
-    attentive = partial(AttentiveProbe, encoder, classes, depth=1, **rates, encoder_options=options)
+    attentive = partial(AttentiveEvaluation, encoder, classes, depth=1, **rates, encoder_options=options)
     if train.tokens is not None:
         yield _Plan("attentive", attentive, "tokens", labelled)
-    yield _Plan("kNN", partial(KNNProbe, encoder, classes, encoder_options=options), "pooled", labelled)
+    yield _Plan("kNN", partial(KNNEvaluation, encoder, classes, encoder_options=options), "pooled", labelled)
 
 
-def _samples(parts: dict[str, list[_Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:
+def _samples(parts: dict[str, list[Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:
     """What one encoder makes of the samples that a probe is fitted, chosen and scored on."""
     sets = {part: (getattr(each[number], plan.reads), each[number].labels[label]) for part, each in parts.items()}
     sets["train"] = (sets["train"][0][plan.kept], sets["train"][1][plan.kept])
@@ -278,7 +168,7 @@ def _samples(parts: dict[str, list[_Encoded]], number: int, plan: _Plan, label: 
 
 def _score(probe: Any, sets: dict[str, _Samples], steps: int, accelerator: str) -> float:
     """Fit a probe, let it choose its setting, and score it."""
-    once = isinstance(probe, KNNProbe)
+    once = isinstance(probe, KNNEvaluation)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
@@ -324,36 +214,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def print_table(readings: list[Reading]) -> None:
-    """Print the lines as a table."""
-    table = Table(*_HEADER)
-    for cells in _cells(readings):
-        table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def write_table(readings: list[Reading], path: str | Path) -> None:
-    """Write the lines to a file: as Markdown if its name ends in `.md`, as CSV, with all digits, if it does in `.csv`.
-
-    Raises:
-        ValueError: another ending.
-    """
-    path = Path(path)
-    if path.suffix not in (".csv", ".md"):
-        raise ValueError(f"expected a file that ends in .csv or .md, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix == ".csv":
-            csv.writer(file).writerows([Reading._fields, *readings])
-        else:
-            lines = [_HEADER, ["---"] * len(_HEADER), *_cells(readings)]
-            file.writelines(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-_HEADER = ["label", "probe", "metric", "value", "untrained", "constant", "labels", "chosen"]
-
-
-def _cells(readings: list[Reading]) -> list[list[str]]:
-    return [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in reading] for reading in readings]

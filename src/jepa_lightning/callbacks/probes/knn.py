@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_lightning.batches import UNLABELLED
-from jepa_lightning.callbacks.probe import Probe
+from jepa_lightning.callbacks.probes.base import Probe
 
 
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, num_classes: int) -> Tensor:

@@ -1,29 +1,18 @@
-"""Where images come from: torchvision's data sets by name, folders, and webdataset shards.
-
-A source has a length. An index gives an (image, label) pair, an 8-bit tensor `[C, H, W]` or a Pillow image and a whole
-number or None; or, of files that may be spoilt, `candidates` gives the file of an index and others in its place.
-"""
+"""The image data sets of torchvision by name, where they are held in memory, and how to get those that are missing."""
 
 import gzip
-import os
-from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from jepa_lightning.data.decoding import UnreadableError
-from jepa_lightning.data.entries import PATIENCE, Entry
+from jepa_lightning.data.crops import IMAGENET
+from jepa_lightning.data.datamodule import ROLES
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-ROLES = ("train", "val", "test")
 
 
 class Known(NamedTuple):
@@ -64,90 +53,13 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> list[int]:
+        """[rows, columns] of the images."""
+        return list(self.images.shape[-2:])
+
     def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor | None]:
         return self.images[index], None if self.labels is None else self.labels[index]
-
-
-class Files:
-    """Image files below a folder, at any depth, labelled by the folders right in it if `classes` are given."""
-
-    def __init__(self, folder: Path, classes: list[str] | None) -> None:
-        # os.walk makes no object for each file: on ImageNet that is seconds where Path.rglob takes minutes.
-        self.paths = sorted(
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(IMG_EXTENSIONS)
-        )
-        if not self.paths:
-            raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)}), at any depth.")
-        self.labels: list[int] | None = None
-        if classes is not None:
-            number = {name: label for label, name in enumerate(classes)}
-            names = [os.path.relpath(path, folder).split(os.sep)[0] for path in self.paths]
-            if unknown := sorted(set(names) - set(number)):
-                raise ValueError(
-                    f"{folder} has classes that the training images do not have: {', '.join(unknown)}. "
-                    "Name its folders as those of the training images."
-                )
-            self.labels = [number[name] for name in names]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def candidates(self, index: int) -> Iterator[Entry]:
-        """The image of that index, then those that follow: neighbours, of the same class as a rule."""
-        for place in range(index, index + min(PATIENCE, len(self))):
-            path = self.paths[place % len(self)]
-            yield Entry(path, None if self.labels is None else self.labels[place % len(self)], path)
-
-
-def read_image(entry: Entry) -> Image.Image:
-    """Decode an image, to RGB.
-
-    Raises:
-        UnreadableError: if it is none; the message says why.
-    """
-    content = entry.read()
-    try:
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
-        raise UnreadableError(str(error)) from error
-
-
-def open_folder(root: Path, role: str, dataset: str) -> Files | None:
-    """Open the training or held-out images of `root`, or None if it has no such folder.
-
-    Raises:
-        FileNotFoundError: if there are no training images, or no images in a folder.
-        ValueError: if classes are missing (from ImageNet) or differ between the folders.
-    """
-    train = root / "train"
-    if not train.is_dir():
-        if root.is_dir() and dataset == "folder":
-            return Files(root, None) if role == "train" else None
-        raise FileNotFoundError(
-            f"{train.absolute()} does not exist, and dataset={dataset!r} downloads nothing: give as root the folder "
-            "that has train/<class>/*.jpg and val/<class>/*.jpg" + (" or images." if dataset == "folder" else ".")
-        )
-    folder = train if role == "train" else root / "val"
-    if not folder.is_dir():
-        return None
-    classes = _class_names(folder)
-    if classes is None and dataset == "ImageNet":
-        raise ValueError(f"{folder} has no folders of classes: sort ImageNet's images into {folder}/<class>/*.JPEG.")
-    # Labels number the classes of the training images, and a folder's own only where those have none.
-    return Files(folder, classes and (_class_names(train) or classes))
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    """The folders in a folder, unless it has images of its own."""
-    with os.scandir(folder) as scan:
-        entries = list(scan)
-    if any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries):
-        return None
-    return sorted(entry.name for entry in entries if entry.is_dir()) or None
 
 
 def open_known(root: Path, role: str, dataset: str, train_split: str | None, download: bool) -> Any:

@@ -1,0 +1,7 @@
+"""Pictures of what a model sees, predicts and makes of it."""
+
+from jepa_lightning.callbacks.pictures.drawing import as_shown
+from jepa_lightning.callbacks.pictures.latents import LatentPictures, draw_clips, draw_latents
+from jepa_lightning.callbacks.pictures.neighbours import NeighbourPictures, draw_neighbours
+
+__all__ = ["LatentPictures", "NeighbourPictures", "as_shown", "draw_clips", "draw_latents", "draw_neighbours"]

@@ -1,0 +1,117 @@
+"""What all DataModules share: a data set for each role, and the loaders of these."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from jepa_lightning.data.faults import FaultCountingLoader
+from jepa_lightning.data.resume import Order, ResumableLoader, Visits
+
+ROLES = ("train", "val", "test")
+
+
+class SplitDataModule(pl.LightningDataModule):
+    """Samples for training, validation and testing; predicting uses the test's.
+
+    A subclass fills `sets`, a data set for each role that there is: `train`, `val`, `test`. A batch is what the
+    `__getitems__` of a data set gives for a list of indices.
+
+    Args:
+        batch_size: samples per batch. Training drops an incomplete last batch.
+        num_workers: worker processes per loader; 0 loads in the training process.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    loader: type[DataLoader[Any]] = ResumableLoader
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.sets: dict[str, Any] = {}
+
+    def order(self, samples: Any) -> Order:
+        """The order of the training samples."""
+        return Order(samples, self.batch_size, self.trainer)
+
+    def _loader(self, role: str) -> Any:
+        if role not in self.sets:
+            return []  # Lightning's way to skip validation
+        samples = self.sets[role]
+        return self.loader(
+            samples,
+            batch_size=self.batch_size,
+            sampler=self.order(samples) if role == "train" else None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the default one, which dropout draws from, is left alone
+            collate_fn=pass_on,
+        )
+
+    def train_dataloader(self) -> Any:
+        """Batches in random order, without an incomplete last one."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> Any:
+        """The held-out samples, in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Any:
+        """The test samples, in order."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> Any:
+        """The test samples, in order."""
+        return self._loader("test")
+
+
+class FilesDataModule(SplitDataModule):
+    """Samples that are read from files, some of which may be unreadable.
+
+    The `__getitems__` of its data sets gives a batch, what could not be read for it, with the reasons, and how many
+    files were tried.
+
+    Args:
+        batch_size: samples per batch. Training drops an incomplete last batch.
+        num_workers: worker processes per loader; 0 loads in the training process.
+        max_faulty: share of the files that may be unreadable, from 0 to below 1.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    loader = FaultCountingLoader
+
+    def __init__(self, batch_size: int, num_workers: int, max_faulty: float) -> None:
+        super().__init__(batch_size, num_workers)
+        if not 0 <= max_faulty < 1:
+            raise ValueError(f"max_faulty={max_faulty} must be a share of the files, from 0 to below 1.")
+        self.max_faulty = max_faulty
+
+    def order(self, samples: Any) -> Order:
+        """The order of the training samples, which are drawn from at random."""
+        return Visits(samples, self.batch_size, self.trainer)
+
+    @property
+    def faulty(self) -> dict[str, str]:
+        """The files that could not be read so far, with the reasons."""
+        return {name: reason for samples in self.sets.values() for name, reason in samples.faults.reasons.items()}
+
+
+def pass_on(batch: Any) -> Any:
+    """Collate the batch that `__getitems__` has already made."""
+    return batch
+
+
+def roles_of(stage: str | None) -> tuple[str, ...]:
+    """The roles whose samples a stage of the Trainer takes ("fit", "validate", "test", "predict"; None for all)."""
+    roles = {None: ROLES, "fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+    return roles[stage]
