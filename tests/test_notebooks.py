@@ -1,4 +1,4 @@
-"""The notebooks: what is committed of them, and, by `-m notebook`, that they run."""
+"""The notebooks: what is committed of them, and, by `-m slow`, that they run."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_small_and_of_no_machine(path: Path) -> None:
     assert not [folder for folder in ("/tmp/", "/home/", "/root/", "/work/") if folder in text]
 
 
-@pytest.mark.notebook
+@pytest.mark.slow
 @each_notebook
 def test_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # its history is none of the user's

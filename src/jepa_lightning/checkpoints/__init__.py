@@ -5,9 +5,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from jepa_lightning.checkpoints.encoder import load_encoder
-from jepa_lightning.checkpoints.files import Networks
-from jepa_lightning.checkpoints.hugging_face import save_for_transformers
-from jepa_lightning.checkpoints.networks import check_positions, load_networks, read_networks, start_from
+from jepa_lightning.checkpoints.families import read_networks
+from jepa_lightning.checkpoints.families.hugging_face import save_for_transformers
+from jepa_lightning.checkpoints.loading import check_positions, load_networks, start_from
+from jepa_lightning.checkpoints.reading import Networks
 from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
 from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
 from jepa_lightning.networks import VisionTransformer

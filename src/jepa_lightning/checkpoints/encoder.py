@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from jepa_lightning.checkpoints.networks import load_network, read_networks
+from jepa_lightning.checkpoints.families import read_networks
+from jepa_lightning.checkpoints.loading import load_network
 from jepa_lightning.checkpoints.sizes import video_transformer_sizes, vision_transformer_sizes
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.networks import VideoTransformer, VisionTransformer, build_network

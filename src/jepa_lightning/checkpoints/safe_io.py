@@ -10,7 +10,7 @@ import fsspec
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from jepa_lightning.checkpoints.files import read_file
+from jepa_lightning.checkpoints.reading import read_file
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

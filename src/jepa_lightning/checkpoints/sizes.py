@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_lightning.checkpoints.files import StateDict
+from jepa_lightning.checkpoints.reading import StateDict
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.networks.positions import sincos_positions
 

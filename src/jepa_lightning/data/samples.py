@@ -1,9 +1,13 @@
 """The samples of a split: files, members of shards, or what could not be read, and others to take in their places."""
 
 from collections.abc import Iterator, Sequence, Sized
+from io import BytesIO
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from jepa_lightning.data.faults import PATIENCE, UnreadableError
 from jepa_lightning.data.resume import Visit
@@ -66,3 +70,17 @@ class Listed:
             seen.add(index)
             yield self.samples[index]
             index = int(torch.randint(len(self), ()))
+
+
+def read_image(sample: Sample) -> Tensor:
+    """Decode an image, to RGB `[3, H, W]`.
+
+    Raises:
+        UnreadableError: if it is none; the message says why.
+    """
+    content = sample.read()
+    try:
+        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
+            return F.pil_to_tensor(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
+        raise UnreadableError(str(error)) from error

@@ -1,18 +1,16 @@
 """Batches of normalised images."""
 
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
-from jepa_lightning.data.faults import Faults, UnreadableError, read_first
+from jepa_lightning.data.faults import Faults, read_first
 from jepa_lightning.data.resume import Visit, as_visit, seeded
-from jepa_lightning.data.samples import Sample, Samples
+from jepa_lightning.data.samples import Samples, read_image
 
 
 class ImageBatch(NamedTuple):
@@ -80,17 +78,3 @@ class Images(Dataset[Any]):
                 return transform(image), sample.label
             image, label = self.source[visit.index]
             return transform(image if isinstance(image, Tensor) else F.pil_to_tensor(image.convert("RGB"))), label
-
-
-def read_image(sample: Sample) -> Tensor:
-    """Decode an image, to RGB `[3, H, W]`.
-
-    Raises:
-        UnreadableError: if it is none; the message says why.
-    """
-    content = sample.read()
-    try:
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return F.pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
-        raise UnreadableError(str(error)) from error

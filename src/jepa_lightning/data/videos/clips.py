@@ -10,9 +10,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from jepa_lightning.data.faults import Faults, read_first
-from jepa_lightning.data.images.dataset import read_image
 from jepa_lightning.data.resume import Visit, Visits, as_visit, seeded
-from jepa_lightning.data.samples import Sample, Samples
+from jepa_lightning.data.samples import Sample, Samples, read_image
 
 
 class VideoBatch(NamedTuple):

@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from jepa_lightning.checkpoints import hugging_face, ijepa, ours, vjepa
-from jepa_lightning.checkpoints.files import Networks, read_file
-from jepa_lightning.checkpoints.ijepa import OFFICIAL_NETWORKS
+from jepa_lightning.checkpoints.families import read_networks
+from jepa_lightning.checkpoints.families.ijepa import OFFICIAL_NETWORKS
+from jepa_lightning.checkpoints.reading import Networks
 from jepa_lightning.checkpoints.sizes import grid_of_positions
 from jepa_lightning.networks import Predictor, Transformer
 from jepa_lightning.networks.positions import Positions
 
-FAMILIES = (vjepa, ijepa, ours)  # the first that matches reads
 TWINS = {"context_encoder": "target_encoder", "target_encoder": "context_encoder"}
-
-
-def read_networks(path: str | Path) -> Networks:
-    """Read the networks of a checkpoint: ours, an official one, or a Hugging Face folder.
-
-    Args:
-        path: a file, or a folder with `config.json` and `model.safetensors`.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: a file that is cut short, holds more than weights, or has another layout.
-    """
-    path = Path(str(path))  # a configuration gives a number for what looks like one
-    if path.is_dir():
-        return Networks(*hugging_face.read_hugging_face(path))
-    checkpoint = read_file(path)
-    for family in FAMILIES:
-        if family.matches(checkpoint):
-            return family.read(checkpoint)
-    raise ValueError(
-        f"{path} has the entries {sorted(checkpoint)[:8]}: expected an official checkpoint (encoder, predictor, "
-        "target_encoder), one of this package (state_dict), or a Hugging Face folder"
-    )
 
 
 def load_networks(module: nn.Module, networks: Networks) -> list[str]:

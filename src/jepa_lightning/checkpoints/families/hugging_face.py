@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from jepa_lightning.checkpoints.files import StateDict
+from jepa_lightning.checkpoints.reading import Networks, StateDict
 from jepa_lightning.networks import Predictor, VideoTransformer, VisionTransformer
 
 IJEPA_ENCODER = {
@@ -72,8 +72,8 @@ def save_for_transformers(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_hugging_face(folder: Path) -> tuple[dict[str, StateDict], dict[str, Any]]:
-    """The state dicts of the networks in a folder of the hub's layout, and what its configuration says of them.
+def read(folder: Path) -> Networks:
+    """The networks in a folder of the hub's layout, and what its configuration says of them.
 
     Raises:
         ValueError: no such folder, or another model.
@@ -92,14 +92,14 @@ def read_hugging_face(folder: Path) -> tuple[dict[str, StateDict], dict[str, Any
     theirs = {name.removeprefix(f"{kind}."): value for name, value in theirs.items()}
     if kind == "ijepa":
         options = {"image_size": config["image_size"], "num_heads": config["num_attention_heads"]}
-        return {"target_encoder": _from(theirs, IJEPA_ENCODER, folder)}, options
+        return Networks({"target_encoder": _from(theirs, IJEPA_ENCODER, folder)}, options)
     states = {"target_encoder": _from(theirs, VJEPA2_ENCODER, folder)}
     if "predictor.embeddings.mask_tokens" in theirs:
         states["predictor"] = _from(theirs, VJEPA2_PREDICTOR, folder)
         tokens = states["predictor"].pop("mask_tokens")
         states["predictor"] |= {f"mask_tokens.{index}": token for index, token in enumerate(tokens)}
     options = {"image_size": config["crop_size"], "num_heads": config["num_attention_heads"]}
-    return states, {**options, "num_frames": config["frames_per_clip"], "positions": "tiled_rope"}
+    return Networks(states, {**options, "num_frames": config["frames_per_clip"], "positions": "tiled_rope"})
 
 
 def _ijepa(encoder: VisionTransformer) -> tuple[dict[str, Any], StateDict]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from jepa_lightning.checkpoints import ijepa
-from jepa_lightning.checkpoints.files import Networks
+from jepa_lightning.checkpoints.families import ijepa
+from jepa_lightning.checkpoints.reading import Networks
 
 
 def matches(checkpoint: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jepa_lightning.checkpoints.files import Networks, StateDict
+from jepa_lightning.checkpoints.reading import Networks, StateDict
 
 _TOLD = ("image_size", "num_frames", "num_heads", "encoder")
 

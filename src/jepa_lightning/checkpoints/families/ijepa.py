@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jepa_lightning.checkpoints.files import Networks, StateDict
+from jepa_lightning.checkpoints.reading import Networks, StateDict
 
 # The official names of the networks, and ours.
 OFFICIAL_NETWORKS = {"encoder": "context_encoder", "predictor": "predictor", "target_encoder": "target_encoder"}
