@@ -28,7 +28,7 @@ class Moments(NamedTuple):
 
 
 def moments(embeddings: Tensor) -> Moments:
-    """The sums that every metric of this file and of `spectrum` is a function of.
+    """The sums that every metric of this file and of `rank` is a function of.
 
     Args:
         embeddings: `[..., N, D]` of any floating type; leading dimensions are kept apart.
@@ -128,12 +128,6 @@ def mean_cosine(sums: Moments) -> Tensor:
     return torch.where(sums.num > 1, cosine, torch.nan)  # rounding makes it infinite for one sample
 
 
-def check_embeddings(embeddings: Tensor, embed_dim: int) -> None:
-    """Raise a ValueError unless embeddings are `[N, embed_dim]`."""
-    if embeddings.ndim != 2 or embeddings.shape[1] != embed_dim:
-        raise ValueError(f"expected embeddings [N, {embed_dim}], got {list(embeddings.shape)}")
-
-
 class EmbeddingMetric(Metric):
     """Base of the metrics that are functions of `Moments`: states that add up over batches and ranks.
 
@@ -162,7 +156,8 @@ class EmbeddingMetric(Metric):
         Raises:
             ValueError: another shape.
         """
-        check_embeddings(embeddings, len(self.total))
+        if embeddings.ndim != 2 or embeddings.shape[1] != len(self.total):
+            raise ValueError(f"expected embeddings [N, {len(self.total)}], got {list(embeddings.shape)}")
         for name, value in moments(embeddings)._asdict().items():
             setattr(self, name, getattr(self, name) + value)
 

@@ -1,4 +1,4 @@
-"""What several views of the same samples say: how close they are, and how many directions tell samples apart."""
+"""How many directions tell samples apart: LiDAR, of several views of each of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from jepa_lightning.metrics.embedding import check_embeddings, covariance, directions
-from jepa_lightning.metrics.spectrum import entropy_rank
+from jepa_lightning.metrics.embedding import covariance
+from jepa_lightning.metrics.rank import entropy_rank
 
 DELTA = 1e-4  # the ridge of other implementations too
-
-
-def alignment(prediction: Tensor, target: Tensor) -> Tensor:
-    """`Alignment` of the pairs.
-
-    Args:
-        prediction: `[..., N, D]`.
-        target: the same shape.
-
-    Returns:
-        `[...]`.
-
-    Raises:
-        ValueError: shapes that differ, or fewer than two dimensions.
-
-    >>> alignment(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
-    tensor(1., dtype=torch.float64)
-    """
-    if prediction.shape != target.shape or prediction.ndim < 2:
-        raise ValueError(
-            f"prediction and target must have one shape [..., N, D], got {list(prediction.shape)} and "
-            f"{list(target.shape)}"
-        )
-    return (directions(prediction.double()) - directions(target.double())).square().sum(-1).mean(-1)
 
 
 class Scatter(NamedTuple):
@@ -86,53 +62,6 @@ def lidar(sums: Scatter) -> Tensor:
     whiten = vectors * (values.clamp(min=0) + DELTA).rsqrt().unsqueeze(-2)
     ratios = torch.linalg.eigvalsh(whiten.mT @ between @ whiten).clamp(min=0)
     return torch.where(finite[..., 0, 0], entropy_rank(ratios), torch.nan)
-
-
-class Alignment(Metric):
-    """How far predictions and targets, or two views, are apart in direction: the mean of `|ẑ − ẑ⁺|²` over pairs.
-
-    In [0, 4], 2 for directions that have nothing in common; lower is better, and 0 both for perfect predictions and for
-    a collapse: read it beside `Uniformity`. Two zeros are at 0, a zero and another embedding at 2.
-
-    Source: Wang and Isola (arXiv 2005.10242), section 4, with α = 2.
-
-    Args:
-        embed_dim: D.
-        **kwargs: those of `torchmetrics.Metric`.
-
-    >>> metric = Alignment(2)
-    >>> metric.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 5.0]]))
-    >>> metric.compute()
-    tensor(2., dtype=torch.float64)
-    """
-
-    full_state_update = False
-    higher_is_better = False
-    num: Tensor
-    total: Tensor
-
-    def __init__(self, embed_dim: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.embed_dim = embed_dim
-        for name in ("num", "total"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add the pairs of predictions `[N, D]` and targets `[N, D]`.
-
-        Raises:
-            ValueError: another shape.
-        """
-        check_embeddings(prediction, self.embed_dim)
-        distance = alignment(prediction, target)
-        if len(prediction):  # the mean of no pairs is NaN, and would stay
-            num = torch.full_like(self.num, len(prediction), dtype=torch.float64)
-            self.total = self.total + distance * num
-            self.num = self.num + num
-
-    def compute(self) -> Tensor:
-        """The mean squared distance of directions, in [0, 4]; NaN without pairs."""
-        return self.total / self.num
 
 
 class LiDAR(Metric):
