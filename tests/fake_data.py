@@ -5,6 +5,7 @@ import pickle
 import struct
 import tarfile
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -131,12 +132,13 @@ def write_videos(root: Path, number: int = 10) -> None:
         (root / f"{split}.csv").write_text("".join(f"{split}/{video}.mp4 {video % 3}\n" for video in range(number)))
 
 
-def cut_up(video: Path, folder: Path, num_frames: int) -> None:
-    """Cut a video into clips of a number of frames, without the rest, at a quarter of its size."""
+def cut_up(video: Path, folder: Path, number: int, num_frames: int) -> None:
+    """Write the first clips of a video, at a quarter of its size: `number` of them, of `num_frames` each."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         width, height = stream.width // 8 * 2, stream.height // 8 * 2
-        frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in container.decode(video=0)]
-    for start in range(0, len(frames) - num_frames + 1, num_frames):
+        decoded = islice(container.decode(video=0), number * num_frames)
+        frames = [frame.to_ndarray(width=width, height=height, format="rgb24") for frame in decoded]
+    for start in range(0, number * num_frames, num_frames):
         clip = frames[start : start + num_frames]
         write_video(folder / f"{start}.mp4", num_frames, paint=clip.__getitem__, size=(width, height))

@@ -1,19 +1,25 @@
-"""Probes, monitors and pictures; and a training in two processes."""
+"""Probes, monitors and pictures; and probes in two processes."""
 
-import io
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, Labelled, LabelledImages, in_two_processes, loader, quiet_trainer, random_images
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import (
+    TINY,
+    Labelled,
+    LabelledImages,
+    difference,
+    in_two_processes,
+    loader,
+    logged_images,
+    quiet_trainer,
+    random_images,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -58,11 +64,9 @@ class Record(pl.Callback):
     def __init__(self) -> None:
         self.train: list[tuple[Any, Any]] = []
         self.val: list[tuple[Any, Any]] = []
-        self.students: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.train.append((outputs, batch))
-        self.students.append({name: p.detach().clone() for name, p in pl_module.context_encoder.named_parameters()})
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.val.append((outputs, batch))
@@ -74,34 +78,32 @@ def tiny(**options: Any) -> IJEPA:
 
 
 def test_watching_changes_nothing(tmp_path: Path) -> None:
-    """With and without probes, monitors and pictures: the same bits, although the loader shuffles."""
+    """With and without: the same bits, although the loader shuffles. Other probes: test_contracts.py."""
     finals = []
     for watched in (True, False):
         module = tiny(lr=1e-2, momentum=(0.9, 1.0))
-        callbacks = [LinearProbe(4), LinearProbe(4, "pixels", source="observation"), KNNProbe(), CollapseMonitor(1)]
-        callbacks.append(RegressionProbe(label="other"))
+        callbacks = [LinearProbe(4, "pixels", source="observation"), RegressionProbe(label="other")]
         callbacks += [LatentPictures(), Throughput(1)]
         pl.seed_everything(5, verbose=False)
         quiet_trainer(
-            tmp_path, max_epochs=3, logger=TensorBoardLogger(tmp_path), callbacks=callbacks if watched else []
-        ).fit(module, DataLoader(LabelledImages(32), 8, shuffle=True), loader(LabelledImages(8)))
+            tmp_path, max_epochs=2, logger=TensorBoardLogger(tmp_path), callbacks=callbacks if watched else []
+        ).fit(module, DataLoader(LabelledImages(16), 8, shuffle=True), loader(LabelledImages(8)))
         finals.append(module.state_dict())
-    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[1])
-    assert finals[0].keys() == finals[1].keys()
+    assert not difference(*finals)
 
 
 @pytest.mark.parametrize("source", ["features", "observation"])
 def test_probes_read_what_is_there(source: Any, tmp_path: Path) -> None:
     probes = [LinearProbe(4, source=source, lr=0.03), KNNProbe(source=source, k=5)]
-    trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=probes)
-    trainer.fit(tiny(), loader(LabelledImages(64)), loader(LabelledImages(96)))
+    trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=probes)
+    trainer.fit(tiny(), loader(LabelledImages(64)), loader(LabelledImages(96), 32))
     for name in ("linear", "knn"):
-        assert trainer.callback_metrics[f"probe/{name}/accuracy"] > 0.85
+        assert trainer.callback_metrics[f"probe/{name}/accuracy"] > 0.8
     assert all(f"probe/{name}/accuracy" in trainer.progress_bar_metrics for name in ("linear", "knn"))
     # Labels that have nothing to do with the image stay where guessing is.
     probes = [LinearProbe(3, label="other", source=source), KNNProbe(label="other", source=source, k=5)]
-    trainer = quiet_trainer(tmp_path, max_epochs=5, callbacks=probes)
-    trainer.fit(tiny(), loader(LabelledImages(64)), DataLoader(Later(), 8))
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=probes)
+    trainer.fit(tiny(), loader(LabelledImages(64)), loader(Later(), 32))
     assert all(trainer.callback_metrics[f"probe/{name}/accuracy"] < 0.6 for name in ("linear", "knn"))
 
 
@@ -128,9 +130,16 @@ def knn_hits(
     return hits
 
 
-@pytest.mark.parametrize("source", ["features", "observation"])
-@pytest.mark.parametrize(("k", "bank_size", "temperature"), [(5, 1000, 0.07), (200, 20, 1.0), (1, 28, 0.07)])
-def test_knn_by_brute_force(k: int, bank_size: int, temperature: float, source: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "k", "bank_size", "temperature"),
+    [
+        ("features", 5, 1000, 0.07),
+        ("features", 200, 20, 1.0),
+        ("features", 1, 28, 0.07),
+        ("observation", 5, 1000, 0.07),
+    ],
+)
+def test_knn_by_brute_force(source: Any, k: int, bank_size: int, temperature: float, tmp_path: Path) -> None:
     """The vote, image by image, among the latest of the bank."""
     record = Record()
     probe = KNNProbe(label="other", source=source, k=k, temperature=temperature, bank_size=bank_size)
@@ -180,15 +189,14 @@ class Half(LabelledImages):
 
 def test_images_without_label_teach_nothing(tmp_path: Path) -> None:
     """Half without label: the bank is that of the other half; a batch without any is survived."""
-    half, whole = KNNProbe(), KNNProbe()
-    linear = LinearProbe(4, lr=0.03)
-    trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[half, linear])
-    trainer.fit(tiny(lr=0.0, start_lr=0.0, final_lr=0.0), loader(Half(64)), loader(LabelledImages(32)))
+    half, whole, linear = KNNProbe(), KNNProbe(), LinearProbe(4, lr=0.03)
+    still = {"lr": 0.0, "start_lr": 0.0, "final_lr": 0.0}
+    trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=[half, linear])
+    trainer.fit(tiny(**still), loader(Half(64)), loader(LabelledImages(32), 32))
     assert trainer.callback_metrics["probe/linear/accuracy"] > 0.9
-    other = quiet_trainer(tmp_path, max_epochs=10, callbacks=[whole])
-    other.fit(tiny(lr=0.0, start_lr=0.0, final_lr=0.0), loader(LabelledImages(32)), loader(LabelledImages(32)))
+    quiet_trainer(tmp_path, max_epochs=4, callbacks=[whole]).fit(tiny(**still), loader(LabelledImages(32)))
     a, b = half.state_dict(), whole.state_dict()
-    assert a["next"] == b["next"] == 320
+    assert a["next"] == b["next"] == 128
     torch.testing.assert_close(a["inputs"], b["inputs"])
     probes = [LinearProbe(4), KNNProbe()]
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=probes)
@@ -235,10 +243,10 @@ class Placed(LabelledImages):
 def test_regression_against_numpy(tmp_path: Path) -> None:
     """The first numbers of a label; r2 of the probe's own predictions, worked out by hand."""
     torch.manual_seed(0)
-    probes = [RegressionProbe(2, "place", lr=0.03), RegressionProbe(1, "row", source="observation")]
-    trainer = quiet_trainer(tmp_path, max_epochs=20, callbacks=probes)
+    probes = [RegressionProbe(2, "place", lr=0.1), RegressionProbe(1, "row", source="observation", lr=0.01)]
+    trainer = quiet_trainer(tmp_path, max_epochs=6, callbacks=probes)
     module, data = tiny(), Placed(64)
-    trainer.fit(module, loader(data), loader(data))
+    trainer.fit(module, loader(data, 16), loader(data, 32))
     images, labels = (torch.stack(column) for column in zip(*(data[i] for i in range(64)), strict=True))
     with torch.no_grad():
         inputs = (module.target_encoder(images).mean(1), images.flatten(1))
@@ -262,8 +270,8 @@ def test_regression_in_any_unit(tmp_path: Path) -> None:
     scores = []
     for data in (Placed(64), Rescaled(64)):
         torch.manual_seed(0)
-        trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=[RegressionProbe(2, lr=0.03)])
-        trainer.fit(tiny(), loader(data), loader(data))
+        trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[RegressionProbe(2, lr=0.1)])
+        trainer.fit(tiny(), loader(data, 16), loader(data, 32))
         scores.append(float(trainer.callback_metrics["probe/regression/r2"]))
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
     assert scores[0] > 0.3
@@ -272,15 +280,15 @@ def test_regression_in_any_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("probe", "data", "message"),
     [
-        (LinearProbe(4), Bare(), "the probe 'linear': there is no label in a batch, which has none"),
-        (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "there is no label in a batch"),
-        (LinearProbe(4, label="colour"), LabelledImages(8), "label 'colour'.* the labels label, other"),
-        (LinearProbe(4, label="colour"), Bare(), "there is no label 'colour'"),
-        (KNNProbe("mine"), FloatLabels(8), r"the probe 'mine': expected one class a sample, integers.*float32 \[8\]"),
+        (LinearProbe(4), Bare(), "'linear'.* none"),
+        (KNNProbe(), torch.utils.data.TensorDataset(random_images(8)), "'knn'.* none"),
+        (LinearProbe(4, label="colour"), LabelledImages(8), "'colour'.* label, other"),
+        (LinearProbe(4, label="colour"), Bare(), "'colour'"),
+        (KNNProbe("mine"), FloatLabels(8), r"'mine'.* integers.*float32 \[8\]"),
         (LinearProbe(4, label="image"), LabelledImages(8), r"float32 \[8, 3, 16, 16\]"),
-        (LinearProbe(3), LabelledImages(8), "'linear': labels from 0 to 3 do not fit the 3 classes"),
-        (RegressionProbe(3), Placed(8), r"'regression': expected 3 finite numbers .*float32 \[8, 2, 2\] with some"),
-        (RegressionProbe(2), LabelledImages(8), r"'regression': expected 2 finite numbers .*int64 \[8\]"),
+        (LinearProbe(3), LabelledImages(8), "'linear'.* 3 classes"),
+        (RegressionProbe(3), Placed(8), r"'regression'.* 3 .*float32 \[8, 2, 2\]"),
+        (RegressionProbe(2), LabelledImages(8), r"'regression'.* 2 .*int64 \[8\]"),
     ],
 )
 def test_labels_that_do_not_fit(probe: Any, data: Any, message: str, tmp_path: Path) -> None:
@@ -297,7 +305,7 @@ def test_labels_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
 
     record = Record()
     trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=1, callbacks=[record, LinearProbe(3)])
-    with pytest.raises(ValueError, match="'linear': labels from 0 to 3 do not fit the 3 classes"):
+    with pytest.raises(ValueError, match=r"'linear'.* 3 classes"):
         trainer.fit(tiny(), loader(Rare(32)), loader(LabelledImages(8)))
     assert not record.train
 
@@ -305,43 +313,19 @@ def test_labels_are_looked_at_before_the_first_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("probe", [LinearProbe(4, source="pixels"), KNNProbe(source="pixels")])
 def test_a_source_that_there_is_not(probe: Any, tmp_path: Path) -> None:
     """Which embeddings a method has, its first step tells."""
-    with pytest.raises(ValueError, match=r"reads 'pixels'.* among observation, features, context, target"):
+    with pytest.raises(ValueError, match=r"'pixels'.* observation, features, context, target"):
         quiet_trainer(tmp_path, max_epochs=1, callbacks=[probe]).fit(tiny(), loader(LabelledImages(8)))
 
 
 def test_rejected_options() -> None:
     for call, message in (
-        (lambda: KNNProbe(k=0), "must be positive"),
-        (lambda: CollapseMonitor(0), "every_n_steps must be at least 1"),
-        (lambda: LatentPictures(0), "num_images must be at least 1"),
-        (lambda: Throughput(0), "window must be at least 1"),
+        (lambda: KNNProbe(k=0), r"\bk\b"),
+        (lambda: CollapseMonitor(0), "every_n_steps"),
+        (lambda: LatentPictures(0), "num_images"),
+        (lambda: Throughput(0), "window"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
-
-
-def test_probes_resume(tmp_path: Path) -> None:
-    """From a checkpoint in the middle, probes end where those of the whole run do."""
-
-    def run(ckpt_path: str | None) -> tuple[list[Any], dict[str, Tensor]]:
-        probes = [LinearProbe(3, label="other"), LinearProbe(4, "pixels", source="observation")]
-        probes += [RegressionProbe(label="other"), KNNProbe(bank_size=20)]
-        saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        module = tiny()
-        pl.seed_everything(1, verbose=False)
-        trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=[*probes, saving], enable_checkpointing=True)
-        trainer.fit(module, loader(LabelledImages(40)), loader(LabelledImages(24)), ckpt_path=ckpt_path)
-        return [probe.state_dict() for probe in probes], trainer.callback_metrics
-
-    whole, metrics = run(None)
-    resumed, resumed_metrics = run(str(tmp_path / "epoch=1.ckpt"))
-    for a, b in zip(whole[:3], resumed[:3], strict=True):
-        assert all(torch.equal(a["head"][name], b["head"][name]) for name in a["head"])
-    assert torch.equal(whole[2]["scale"]["total"], resumed[2]["scale"]["total"])
-    assert torch.equal(whole[3]["inputs"], resumed[3]["inputs"])
-    assert whole[3]["next"] == resumed[3]["next"]
-    for name in ("linear/accuracy", "pixels/accuracy", "regression/r2", "knn/accuracy"):
-        assert metrics[f"probe/{name}"] == resumed_metrics[f"probe/{name}"]
 
 
 def test_probes_go_on_after_a_test(tmp_path: Path) -> None:
@@ -513,51 +497,40 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     trainer = quiet_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[record, LatentPictures(3)])
     trainer.fit(tiny(), loader(LabelledImages(16)), loader(LabelledImages(8)))
-    logger.experiment.flush()
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
-    events.Reload()
-    images = events.Images("pictures/latents")
-    assert [image.step for image in images] == [2, 4]
-    assert len(record.val) == 2
-    for event, (outputs, batch) in zip(images, record.val, strict=True):
+    pictures = logged_images(logger, "pictures/latents")
+    assert [*pictures] == [2, 4]
+    for picture, (outputs, batch) in zip(pictures.values(), record.val, strict=True):
         masks, features = outputs["drawn"], outputs["latents"].features.values[:3]
         drawn = draw_latents(batch.image[:3], masks, features, (4, 4))
-        read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
-        assert (read - drawn).abs().max() < 1.5 / 255
+        assert (picture - drawn).abs().max() < 1.5 / 255
     (first, _), (second, _) = record.val
     assert torch.equal(first["drawn"].context, second["drawn"].context)
 
 
-class Slow(LabelledImages):
-    def __getitem__(self, index: int) -> Labelled:
-        time.sleep(0.01)
-        return super().__getitem__(index)
+def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which an image takes ten milliseconds to load, and nothing else takes any time."""
+    now = [0.0]
 
+    class Slow(LabelledImages):
+        def __getitem__(self, index: int) -> Labelled:
+            now[0] += 0.01
+            return super().__getitem__(index)
 
-def test_throughput(tmp_path: Path) -> None:
-    """Ten milliseconds an image are at most a hundred images a second, waiting included, validation not."""
-    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[Throughput(window=2)])
-    trainer.fit(tiny(), loader(Slow(32)), loader(Slow(8)))
-    assert 15 < trainer.callback_metrics["train/images_per_second"] < 100
+    monkeypatch.setattr("jepa_lightning.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trainer = quiet_trainer(tmp_path, max_epochs=2, val_check_interval=3, callbacks=[Throughput(window=2)])
+    trainer.fit(tiny(), loader(Slow(32)), loader(Slow(8)))  # a validation between the third batch and the fourth
+    assert trainer.callback_metrics["train/images_per_second"] == pytest.approx(100)
     assert "train/images_per_second" in trainer.progress_bar_metrics
 
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
-class PlainSteps(IJEPA):
-    """With plain gradient steps, which do not blow up rounding errors as Adam's do."""
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
-
-
 def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     """One of two ranks of a training: what came of it."""
     record = Record()
     probes = [LinearProbe(4), RegressionProbe(label="other"), KNNProbe(label="other", k=3)]
-    torch.manual_seed(rank)  # ranks that start apart are brought together
-    module = PlainSteps(**TINY, momentum=(0.5, 0.5))
+    module = tiny()
     pl.seed_everything(11, verbose=False)
     trainer = quiet_trainer(
         folder, devices=2, strategy="ddp", max_epochs=2, callbacks=[record, *probes, CollapseMonitor(4), Throughput(2)]
@@ -565,9 +538,6 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     trainer.fit(module, loader(LabelledImages(32), 4), loader(Later(10), 4))
     result = {
         "module": module.state_dict(),
-        "students": record.students,
-        "masks": [tuple(outputs["drawn"]) for outputs, _ in record.train],
-        "images": [batch.image for _, batch in record.train],
         "features": [outputs["latents"].features.values for outputs, _ in record.train],
         "labels": [batch.other for _, batch in record.train],
         "val_features": [outputs["latents"].features.values for outputs, _ in record.val],
@@ -593,44 +563,12 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         return iter(self.samples)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def ranks(written: Path) -> list[dict[str, Any]]:
-    return in_two_processes(two_processes, written)
-
-
-def test_features_of_two_processes(ranks: list[dict[str, Any]], written: Path) -> None:
-    """In the order of the data; of streams, which have none, one process after the other."""
-    places, stream = np.load(written / "places.npz"), np.load(written / "stream.npz")
-    assert places["label"].tolist() == [index % 4 for index in range(11)]
-    assert stream["label"].tolist() == [0, 1, 2, 100, 101, 102, 103]
-    module = PlainSteps(**TINY)
-    module.load_state_dict(ranks[0]["module"])
-    with torch.no_grad():
-        expected = module.target_encoder(torch.stack([LabelledImages(11)[i].image for i in range(11)])).mean(1)
-    np.testing.assert_allclose(places["features"], expected, rtol=1e-4, atol=1e-5)
-    assert stream["features"].shape == (7, TINY["embed_dim"])
-
-
-def test_features_of_a_stream(tmp_path: Path) -> None:
-    writer = FeatureWriter(tmp_path / "stream.csv")
-    quiet_trainer(tmp_path, callbacks=[writer]).predict(tiny(), DataLoader(Stream(0, 5), 2))
-    table = np.genfromtxt(tmp_path / "stream.csv", delimiter=",", names=True)
-    assert table["label"].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
-    """The ranks agree on everything but their masks, and do together what one process does with both batches."""
+def test_two_processes(tmp_path: Path) -> None:
+    """The ranks agree on probes and monitors, which are of the samples of both."""
+    ranks = in_two_processes(two_processes, tmp_path)
     a, b = ranks
-    assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
-    for mine, theirs in zip(a["heads"], b["heads"], strict=True):
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert len(a["masks"]) == len(b["masks"]) == 8
-    assert not any(torch.equal(mine[0], theirs[0]) for mine, theirs in zip(a["masks"], b["masks"], strict=True))
+    assert not difference(a["module"], b["module"])
+    assert not difference(a["heads"], b["heads"])
     probed = ("probe/linear/accuracy", "probe/regression/r2", "probe/knn/accuracy")
     for name in (*probed, "val/loss", *TAGS, "train/constant_loss"):
         assert a["logged"][name] == pytest.approx(b["logged"][name], rel=1e-6), name
@@ -655,19 +593,20 @@ def test_training_in_two_processes(ranks: list[dict[str, Any]]) -> None:
     features = np.concatenate([tokens.mean(1) for rank in ranks for tokens in rank["features"][4:]])
     assert a["logged"]["collapse/target/rankme"] == pytest.approx(numpy_rankme(features), rel=1e-3)
 
-    class Together(PlainSteps):
-        def draw(self, batch: Any, rng: Rng) -> Masks:
-            step = self.trainer.global_step
-            return Masks(*(torch.cat(pair) for pair in zip(a["masks"][step], b["masks"][step], strict=True)))
+    # Features are in the order of the data; of streams, which have none, one process after the other.
+    places, stream = np.load(tmp_path / "places.npz"), np.load(tmp_path / "stream.npz")
+    assert places["label"].tolist() == [index % 4 for index in range(11)]
+    assert stream["label"].tolist() == [0, 1, 2, 100, 101, 102, 103]
+    module = tiny()
+    module.load_state_dict(a["module"])
+    with torch.no_grad():
+        expected = module.target_encoder(torch.stack([LabelledImages(11)[i].image for i in range(11)])).mean(1)
+    np.testing.assert_allclose(places["features"], expected, rtol=1e-4, atol=1e-5)
+    assert stream["features"].shape == (7, TINY["embed_dim"])
 
-    batches = [torch.cat(pair) for pair in zip(a["images"], b["images"], strict=True)]
-    torch.manual_seed(0)  # as rank zero did
-    one = Together(**TINY, momentum=(0.5, 0.5))
-    teacher = {name: value.clone() for name, value in one.context_encoder.named_parameters()}
-    quiet_trainer(max_epochs=1).fit(one, DataLoader(torch.stack(batches), batch_size=None))
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(a["module"][name], value, rtol=1e-4, atol=1e-6)
-    for student in a["students"]:
-        teacher = {name: 0.5 * value + 0.5 * student[name] for name, value in teacher.items()}
-    for name, value in teacher.items():
-        torch.testing.assert_close(a["module"][f"target_encoder.{name}"], value)
+
+def test_features_of_a_stream(tmp_path: Path) -> None:
+    writer = FeatureWriter(tmp_path / "stream.csv")
+    quiet_trainer(tmp_path, callbacks=[writer]).predict(tiny(), DataLoader(Stream(0, 5), 2))
+    table = np.genfromtxt(tmp_path / "stream.csv", delimiter=",", names=True)
+    assert table["label"].tolist() == [0, 1, 2, 3, 4]

@@ -184,7 +184,7 @@ def test_a_file_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"encoder": Creates(str(proof))}, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Creates(str(proof))))
     for name in ("zip.pt", "legacy.pt", "plain.pt"):
-        with pytest.raises(ValueError, match=f"{name} holds more than weights"):
+        with pytest.raises(ValueError, match=name):
             load_encoder(tmp_path / name)
         assert not proof.exists()
     pickle.loads((tmp_path / "plain.pt").read_bytes())
@@ -245,16 +245,16 @@ def test_other_layouts(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pt"):
         load_encoder(tmp_path / "gone.pt")
     for content, message in (
-        ({"model": {"w": torch.zeros(1)}, "epoch": 3}, r"\['epoch', 'model'\].*expected an official checkpoint"),
-        ({"state_dict": {"backbone.w": torch.zeros(1)}}, "holds backbone, not 'target_encoder'"),
-        ([torch.zeros(1)], "holds a list"),
-        (torch.zeros(1), "holds a Tensor"),
+        ({"model": {"w": torch.zeros(1)}, "epoch": 3}, r"other\.pt .*\['epoch', 'model'\]"),
+        ({"state_dict": {"backbone.w": torch.zeros(1)}}, "backbone.* 'target_encoder'"),
+        ([torch.zeros(1)], "list"),
+        (torch.zeros(1), "Tensor"),
     ):
         with pytest.raises(ValueError, match=message):
             load_encoder(save(content, tmp_path / "other.pt"))
     for state in ({"conv.weight": torch.zeros(1)}, {}):
         networks = dict.fromkeys(("encoder", "predictor", "target_encoder"), state)
-        with pytest.raises(ValueError, match="no vision transformer of ours"):
+        with pytest.raises(ValueError, match="vision transformer"):
             load_encoder(save(networks, tmp_path / "other.pt"))
 
 
@@ -267,7 +267,7 @@ def changed(folder: Path, edit: Any) -> Path:
 
 def test_sizes_that_shapes_do_not_tell(tmp_path: Path) -> None:
     for read in (load_encoder, lambda path: IJEPA.from_official(str(path))):
-        with pytest.raises(ValueError, match=r"no published model is 48 wide.*give num_heads"):
+        with pytest.raises(ValueError, match=r"48 .*num_heads"):
             read(OFFICIAL)
 
     def cut_positions(checkpoint: dict[str, dict[str, Tensor]]) -> None:
@@ -275,7 +275,7 @@ def test_sizes_that_shapes_do_not_tell(tmp_path: Path) -> None:
             checkpoint[network]["module.pos_embed"] = checkpoint[network]["module.pos_embed"][:, :60]
 
     path = changed(tmp_path, cut_positions)
-    with pytest.raises(ValueError, match="60 positions are no square: give image_size"):
+    with pytest.raises(ValueError, match=r"60 positions .*image_size"):
         load_encoder(path, num_heads=3)
     assert load_encoder(path, image_size=[24, 40], num_heads=3).grid == (6, 10)
 
@@ -284,29 +284,29 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     def drop_a_weight(checkpoint: dict[str, dict[str, Tensor]]) -> None:
         del checkpoint["target_encoder"]["module.norm.bias"]
 
-    with pytest.raises(ValueError, match=r"target_encoder does not fit.*\n?.*norm\.bias"):
+    with pytest.raises(ValueError, match=r"(?s)target_encoder.*norm\.bias"):
         load_encoder(changed(tmp_path, drop_a_weight), num_heads=3)
     small = IJEPA(**TINY, weights=str(OFFICIAL))
-    with pytest.raises(ValueError, match="context_encoder does not fit"):
+    with pytest.raises(ValueError, match="context_encoder"):
         quiet_trainer(tmp_path, max_steps=1).fit(small, loader(random_images(8)))
     save_for_transformers(random_encoder(), tmp_path / "encoder")
     only_encoder = IJEPA(**TINY, weights=str(tmp_path / "encoder"))
-    with pytest.raises(ValueError, match="holds no context_encoder"):
+    with pytest.raises(ValueError, match="context_encoder"):
         quiet_trainer(tmp_path, max_steps=1).fit(only_encoder, loader(random_images(8)))
 
 
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no Hugging Face model folder"):
+    with pytest.raises(ValueError, match="Hugging Face"):
         load_encoder(tmp_path)
     save_for_transformers(random_encoder(), tmp_path)
-    with pytest.raises(ValueError, match="not 'context_encoder'"):
+    with pytest.raises(ValueError, match="'context_encoder'"):
         load_encoder(tmp_path, "context_encoder")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
-    with pytest.raises(ValueError, match="a model of type 'vit', expected 'ijepa'"):
+    with pytest.raises(ValueError, match=r"'vit'.* 'ijepa'"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="no Hugging Face model folder"):
+    with pytest.raises(ValueError, match="Hugging Face"):
         load_encoder(tmp_path)

@@ -3,7 +3,6 @@
 import gzip
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -15,12 +14,13 @@ from torchvision.transforms import functional as pil_path
 from jepa_lightning.data import ImageBatch, ImageDataModule
 from jepa_lightning.data.images import torchvision_sets
 
+DEBIAN_FASHION_MNIST = torchvision_sets.DEBIAN_FASHION_MNIST
+
 
 @pytest.fixture(autouse=True)
-def _no_system_copy_and_no_internet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither Debian's FashionMNIST nor the network take part, except where a test asks for the former."""
-    if "debian" not in request.node.name:
-        monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", Path("/nonexistent"))
+def _no_system_copy_and_no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither Debian's FashionMNIST nor the network take part."""
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", Path("/nonexistent"))
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
@@ -96,7 +96,7 @@ def test_stl10_trains_on_unlabelled_images(tmp_path: Path, monkeypatch: pytest.M
         assert all(isinstance(batch, torch.Tensor) and batch.shape == (2, 3, 96, 96) for batch in batches)
     assert all(isinstance(batch, ImageBatch) and (batch.label >= 0).all() for batch in train_batches("train", None))
     assert len(train_batches("train+unlabeled", None)) == 6
-    with pytest.raises(ValueError, match="Unknown value 'unlabelled' for argument split"):
+    with pytest.raises(ValueError, match="unlabelled"):
         train_batches("unlabelled", None)
 
 
@@ -118,17 +118,14 @@ def test_class_folders(dataset: str, tmp_path: Path) -> None:
     assert len(datamodule.train_dataloader()) == 1
 
 
-@pytest.mark.parametrize("prefix", ["", "train/"])
-def test_unlabelled_folder(prefix: str, tmp_path: Path) -> None:
-    write_images(tmp_path, f"{prefix}0.png", f"{prefix}x/y/1.jpg", f"{prefix}x/2.webp")
-    Image.new("L", (9, 9), 77).save(tmp_path / f"{prefix}grey.png")
+def test_formats_and_colours(tmp_path: Path) -> None:
+    write_images(tmp_path, "0.png", "x/y/1.jpg", "x/2.webp")
+    Image.new("L", (9, 9), 77).save(tmp_path / "grey.png")
     datamodule = ImageDataModule("folder", str(tmp_path), 16, batch_size=4, num_workers=0)
     datamodule.setup()
     (batch,) = datamodule.train_dataloader()
-    assert isinstance(batch, torch.Tensor)
     assert batch.shape == (4, 3, 16, 16)
     assert any((unnormalise(image, datamodule) == 77).all() for image in batch)
-    assert datamodule.val_dataloader() == []
 
 
 def test_resize_against_pillow(tmp_path: Path) -> None:
@@ -176,64 +173,6 @@ def test_horizontal_flip(tmp_path: Path) -> None:
     assert torch.equal(first(flipping.val_dataloader()).image, first(datamodule.val_dataloader()).image)
 
 
-def test_workers_give_the_same_images(tmp_path: Path) -> None:
-    write_mnist(tmp_path, "MNIST")
-    here, workers = (ImageDataModule("MNIST", str(tmp_path), 20, batch_size=5, num_workers=n) for n in (0, 2))
-    for each in (here, workers):
-        each.setup()
-    batches = list(zip(here.test_dataloader(), workers.test_dataloader(), strict=True))
-    assert len(batches) == 3
-    for a, b in batches:
-        assert torch.equal(a.image, b.image)
-        assert torch.equal(a.label, b.label)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_corrupt_images_are_skipped(num_workers: int, tmp_path: Path) -> None:
-    """Cut short, no image at all, and empty: the next ones take their places, and one warning names all three."""
-    paths = write_images(tmp_path, *(f"train/{kind}/{number:02}.png" for kind in "ab" for number in range(20)))
-    spoilt = {3: paths[3].read_bytes()[:300], 4: b"not an image", 39: b""}
-    for number, content in spoilt.items():
-        paths[number].write_bytes(content)
-
-    def again() -> list[ImageBatch]:
-        datamodule = ImageDataModule("folder", str(tmp_path), 16, 8, num_workers, crop_scale=None)
-        datamodule.setup("fit")
-        return list(datamodule.train_dataloader())
-
-    with pytest.warns(UserWarning, match=r"3 of 40 images cannot be read: .*others take their places") as caught:
-        batches = again()
-    (message,) = (str(each.message) for each in caught if "cannot be read" in str(each.message))
-    assert all(str(paths[number]) in message for number in spoilt)
-    assert [len(batch.image) for batch in batches] == [8] * 5
-    labels = torch.cat([batch.label for batch in batches])
-    assert len(labels) == 40
-    assert torch.equal(labels, torch.cat([batch.label for batch in again()]))  # the same take their places again
-    assert torch.cat([batch.image for batch in batches]).isfinite().all()
-
-
-def test_too_many_corrupt_images(tmp_path: Path) -> None:
-    path, other = write_images(tmp_path, "train/a/bad.png", "train/a/good.png")
-    path.write_bytes(b"not an image")
-
-    def start(**options: float) -> ImageBatch:
-        datamodule = ImageDataModule("folder", str(tmp_path), 16, batch_size=2, num_workers=0, **options)
-        datamodule.setup("fit")
-        return next(iter(datamodule.train_dataloader()))
-
-    with pytest.raises(
-        RuntimeError, match=r"1 of 2 images cannot be read: .*bad\.png.* more than max_faulty=0\.1 allows"
-    ):
-        start()
-    with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read"):
-        assert start(max_faulty=0.5).image.shape == (2, 3, 16, 16)
-    other.write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"2 images in a row cannot be read: .*bad\.png.*Repair or remove"):
-        start(max_faulty=0.5)
-    with pytest.raises(ValueError, match=r"max_faulty=1 must be a share"):
-        start(max_faulty=1)
-
-
 def test_missing_data(tmp_path: Path) -> None:
     datamodule = ImageDataModule("FashionMNIST", str(tmp_path), batch_size=4)
     for step in (datamodule.prepare_data, datamodule.setup):
@@ -249,39 +188,20 @@ def test_missing_data(tmp_path: Path) -> None:
             assert hint in str(caught.value)
     with pytest.raises(FileNotFoundError, match="split='train', size='320px', download=True"):
         ImageDataModule("Imagenette", str(tmp_path), download=False).setup("fit")
-    for dataset in ("ImageNet", "folder"):
-        with pytest.raises(FileNotFoundError, match=f"train does not exist, and dataset='{dataset}' downloads nothing"):
-            ImageDataModule(dataset, str(tmp_path / "nowhere")).setup()
-    with pytest.raises(FileNotFoundError, match="holds no images"):
-        ImageDataModule("folder", str(tmp_path)).setup()
-
-
-def test_mismatched_folders(tmp_path: Path) -> None:
-    write_images(tmp_path, "train/a/0.png", "val/b/0.png")
-    with pytest.raises(ValueError, match="classes that the training images do not have: b"):
-        ImageDataModule("folder", str(tmp_path), batch_size=1).setup()
-    write_images(tmp_path, "val/0.png")
-    with pytest.raises(ValueError, match="sort ImageNet's images into"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/train .*ImageNet"):
+        ImageDataModule("ImageNet", str(tmp_path / "nowhere")).setup()
+    write_images(tmp_path, "train/a/0.png", "val/0.png")
+    with pytest.raises(ValueError, match=f"{tmp_path}/val .*ImageNet"):
         ImageDataModule("ImageNet", str(tmp_path), batch_size=1).setup()
-    with pytest.raises(ValueError, match="has 1 training images, fewer than batch_size=2"):
-        ImageDataModule("folder", str(tmp_path), batch_size=2).setup()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "CIFAR-10"}, "did you mean 'CIFAR10'"),
-        ({"dataset": "fashionmnist"}, "did you mean 'FashionMNIST'"),
-        ({"dataset": "?"}, "choose one of MNIST, "),
-        ({"train_split": "unlabeled"}, "FashionMNIST has only one training split"),
-        ({"image_size": [28]}, r"image_size=\[28\]"),
-        ({"image_size": 0}, "image_size=0"),
-        ({"crop_scale": (0.5, 0.3)}, r"crop_scale=\(0.5, 0.3\)"),
-        ({"crop_scale": (0.0, 1.0)}, "0 < smallest"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"num_workers": -1}, "num_workers=-1"),
-        ({"mean": [0.5, 0.5, 0.5]}, "one number for each of the 1 channels"),
-        ({"std": [0.0]}, "std must be positive"),
+        ({"dataset": "CIFAR-10"}, "'CIFAR-10' .*'CIFAR10'"),
+        ({"dataset": "fashionmnist"}, "'fashionmnist' .*'FashionMNIST'"),
+        ({"train_split": "unlabeled"}, "train_split='unlabeled' .*FashionMNIST"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"mean=\[0.5, 0.5, 0.5\] .* 1 channels"),
     ],
 )
 def test_rejects(arguments: dict, message: str) -> None:
@@ -289,46 +209,30 @@ def test_rejects(arguments: dict, message: str) -> None:
         ImageDataModule(**arguments)
 
 
-class Average(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(3, 1)
-
-    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.layer(batch.mean((2, 3))).square().mean()
-
-    def validation_step(self, batch: torch.Tensor) -> None:
-        raise AssertionError("there are no validation images")
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.01)
-
-
-def test_trainer_runs_without_validation_images(tmp_path: Path) -> None:
-    write_images(tmp_path, "0.png", "1.png")
-    trainer = pl.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(Average(), ImageDataModule("folder", str(tmp_path), 16, batch_size=2, num_workers=0))
-    assert trainer.global_step == 2
-
-
-@pytest.mark.skipif(not torchvision_sets.DEBIAN_FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
-def test_debian_fashion_mnist(tmp_path: Path) -> None:
-    """Debian's copy is read in place, and agrees with torchvision's reading of it."""
-    datamodule = ImageDataModule(root=str(tmp_path / "empty"), num_workers=0, crop_scale=None)
+def test_debians_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no other, it is read in place, and as torchvision reads it."""
+    write_mnist(tmp_path, "FashionMNIST")
+    debian = tmp_path / "debian"
+    debian.mkdir()
+    for path in (tmp_path / "FashionMNIST" / "raw").iterdir():
+        (debian / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", debian)
+    datamodule = ImageDataModule(root=str(tmp_path / "empty"), batch_size=12, num_workers=0, crop_scale=None)
     datamodule.prepare_data()
     datamodule.setup()
     assert not (tmp_path / "empty").exists()
-    batch = first(datamodule.val_dataloader())
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in torchvision_sets.DEBIAN_FASHION_MNIST.glob("*.gz"):
-        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    reference = torchvision.datasets.FashionMNIST(tmp_path, train=False)
-    assert torch.equal(unnormalise(batch.image, datamodule)[:, 0], reference.data[:256])
-    assert torch.equal(batch.label, reference.targets[:256])
+    batch, reference = first(datamodule.val_dataloader()), torchvision.datasets.FashionMNIST(tmp_path, train=False)
+    assert torch.equal(unnormalise(batch.image, datamodule)[:, 0], reference.data)
+    assert torch.equal(batch.label, reference.targets)
+    assert len(datamodule.train_dataloader()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_statistics_of_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_sets, "DEBIAN_FASHION_MNIST", DEBIAN_FASHION_MNIST)
+    datamodule = ImageDataModule(root=str(tmp_path / "empty"), num_workers=0, crop_scale=None)
+    datamodule.setup("fit")
     train = torch.cat([batch.image for batch in datamodule.train_dataloader()])
     assert len(train) == 60000 // 256 * 256
     assert abs(train.mean()) < 0.01

@@ -1,19 +1,16 @@
 """The moving shapes: the same bytes everywhere, labels that agree with the pixels, and motion that no frame shows."""
 
 import hashlib
-import pickle
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import quiet_trainer
 from test_data_shapes import second_colour
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from jepa_lightning.data import MovingShapesBatch, MovingShapesDataModule, MovingShapesDataset
+from jepa_lightning.data import MovingShapesBatch, MovingShapesDataset
 from jepa_lightning.data.synthetic.moving_scenes import DIRECTIONS, SPEEDS, lay_out
 from jepa_lightning.data.synthetic.painting import KINDS
 from jepa_lightning.data.synthetic.streams import Streams
@@ -66,7 +63,6 @@ def test_a_sample_depends_on_nothing_but_its_index() -> None:
     assert same(alone, MovingShapesBatch(*(item[77] for item in batch)))
     assert same(alone, MovingShapesDataset(78)[77])
     assert same(alone, MovingShapesDataset(78)[-1])
-    assert same(alone, pickle.loads(pickle.dumps(dataset))[77])
     loader = DataLoader(Subset(dataset, [77]), batch_size=1, collate_fn=MovingShapesDataset.collate)
     assert same(alone, MovingShapesBatch(*(item[0] for item in next(iter(loader)))))
 
@@ -85,7 +81,7 @@ def test_splits_and_seeds_are_disjoint() -> None:
 
 
 def test_normalisation_and_balance() -> None:
-    batch = render(MovingShapesDataset(1000))
+    batch = render(MovingShapesDataset(400))
     assert abs(batch.clip.double().mean()) < 0.03
     assert abs(batch.clip.double().std() - 1) < 0.03
     scene = lay_out(Streams(0, 0, np.arange(10_000)), 1, 32, 32)
@@ -233,7 +229,7 @@ def test_no_frame_depends_on_the_motion() -> None:
 
 def energies(first: Tensor, second: Tensor) -> Tensor:
     """How strongly random filters over two frames `[B, 3, H, W]` respond: a texture's, or a motion's, energy."""
-    filters = torch.randn(64, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    filters = torch.randn(32, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     filters -= filters.mean((2, 3), keepdim=True)
     pairs = torch.stack([first.mean(1), second.mean(1)], 1)
     return torch.cat([F.conv2d(part, filters).square().mean((2, 3)).log() for part in pairs.split(250)])
@@ -248,101 +244,20 @@ def accuracy(features: Tensor, labels: Tensor) -> float:
     return ((features[half:] @ weights).argmax(1) == labels[half:]).double().mean().item()
 
 
-def test_one_frame_shows_kinds_and_two_show_motion() -> None:
+@pytest.mark.parametrize("number", [1500, pytest.param(6000, marks=pytest.mark.slow)])
+def test_one_frame_shows_kinds_and_two_show_motion(number: int) -> None:
     """To the same probe, of the same features; from one frame, motion is at chance, within four standard deviations."""
-    batch = render(MovingShapesDataset(6000, 2))
+    batch = render(MovingShapesDataset(number, 2))
     first, second = batch.clip.unbind(2)
-    one, two, raw = energies(second, second), energies(first, second), second.flatten(1)
-    assert accuracy(one, batch.kind) > 0.55
+    still = [energies(second, second), *([second.flatten(1)] if number > 2000 else [])]
+    assert accuracy(still[0], batch.kind) > 0.5
     for labels, chance, seen in ((batch.direction, 1 / 8, 0.4), (batch.speed, 1 / 3, 0.55)):
-        limit = 4 * (chance * (1 - chance) / 3000) ** 0.5
-        assert abs(accuracy(one, labels) - chance) < limit
-        assert abs(accuracy(raw, labels) - chance) < limit
-        assert accuracy(two, labels) > seen
+        limit = 4 * (chance * (1 - chance) / (number / 2)) ** 0.5
+        for features in still:
+            assert abs(accuracy(features, labels) - chance) < limit
+        assert accuracy(energies(first, second), labels) > seen
 
 
-def test_datamodule_gives_the_same_batches_with_workers() -> None:
-    def batches(num_workers: int) -> list[MovingShapesBatch]:
-        datamodule = MovingShapesDataModule([16, 24], 3, 70, 20, batch_size=16, num_workers=num_workers, seed=5)
-        torch.manual_seed(0)
-        loaders = (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader())
-        return [batch for loader in loaders for batch in loader]
-
-    here, workers = batches(0), batches(2)
-    assert [tuple(batch.clip.shape) for batch in here] == [(size, 3, 3, 16, 24) for size in [16] * 4 + [16, 4] * 2]
-    assert all(type(batch) is MovingShapesBatch for batch in workers)
-    assert all(same(a, b) for a, b in zip(here, workers, strict=True))
-    assert not torch.equal(here[4].clip, here[6].clip)
-    assert not torch.equal(here[0].clip, MovingShapesDataset(70, 3, [16, 24], 5).__getitems__(list(range(16))).clip)
-
-
-def test_datamodule_works_under_spawn() -> None:
-    loader = MovingShapesDataModule(16, 2, 8, 8, batch_size=8, num_workers=1).val_dataloader()
-    loader.multiprocessing_context = "spawn"
-    assert same(next(iter(loader)), render(MovingShapesDataset(8, 2, 16, split="val")))
-
-
-class Probe(pl.LightningModule):
-    """A linear classifier of motion, which records what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.LazyLinear(8)
-        self.seen: list[str] = []
-
-    def step(self, batch: MovingShapesBatch, stage: str) -> Tensor:
-        self.seen.append(stage)
-        return F.cross_entropy(self.layer(batch.clip.flatten(1)), batch.direction)
-
-    def training_step(self, batch: MovingShapesBatch) -> Tensor:
-        return self.step(batch, "train")
-
-    def validation_step(self, batch: MovingShapesBatch) -> None:
-        self.step(batch, "val")
-
-    def predict_step(self, batch: MovingShapesBatch) -> Tensor:
-        return batch.direction
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.01)
-
-
-def test_trainer_runs_on_the_datamodule() -> None:
-    datamodule = MovingShapesDataModule(16, 2, 40, 20, batch_size=16, num_workers=0)
-    model, trainer = Probe(), quiet_trainer(max_epochs=1)
-    trainer.fit(model, datamodule)
-    assert model.seen == ["train"] * 2 + ["val"] * 2
-    directions = torch.cat(trainer.predict(model, datamodule))
-    assert torch.equal(directions, render(datamodule.sets["test"]).direction)
-    assert dict(datamodule.hparams) == {
-        "image_size": 16, "num_frames": 2, "num_train": 40, "num_val": 20, "batch_size": 16, "num_workers": 0,
-        "seed": 0,
-    }  # fmt: skip
-    assert [len(names) for names in (datamodule.kinds, datamodule.directions, datamodule.speeds)] == [6, 8, 3]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"image_size": 15}, "image_size=15 .*at least 16"),
-        ({"image_size": [64, 64, 3]}, "rows, columns"),
-        ({"num_frames": 0}, "num_frames=0 leaves no frame"),
-        ({"num_train": 10, "batch_size": 16}, "batch_size=16 must be from 1 to num_train=10"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"num_val": 0}, "num_val=0"),
-        ({"num_workers": -1}, "num_workers=-1"),
-        ({"seed": -1}, "seed=-1"),
-    ],
-)
-def test_datamodule_rejects(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MovingShapesDataModule(**arguments)
-
-
-def test_dataset_rejects() -> None:
-    with pytest.raises(ValueError, match="split='valid' does not exist; choose one of train, val, test"):
-        MovingShapesDataset(10, split="valid")
-    with pytest.raises(ValueError, match="0 samples"):
-        MovingShapesDataset(0)
-    with pytest.raises(IndexError, match="10 clips"):
-        MovingShapesDataset(10)[10]
+def test_clips_without_a_frame() -> None:
+    with pytest.raises(ValueError, match="num_frames=0"):
+        MovingShapesDataset(10, num_frames=0)

@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import os
+import multiprocessing
 import pickle
-import socket
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from fake_data import frame_numbers, write_images, write_shard, write_video
+from helpers import in_two_processes, quiet_trainer
 from PIL import Image
 from torchvision.transforms import functional as pil_path
 
-from jepa_lightning.data.faults import Faults, UnreadableError
-from jepa_lightning.data.images.dataset import read_image
-from jepa_lightning.data.samples import Sample
+from jepa_lightning.data.faults import UnreadableError
+from jepa_lightning.data.samples import Sample, read_image
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 from jepa_lightning.data.videos.decoding import (
     PyAVVideo,
@@ -70,27 +66,30 @@ FORMATS: dict[str, tuple[dict[str, Any], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("as_bytes", [False, True])
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", FORMATS)
-def test_frames_and_times_are_exact(name: str, decoder: type[PyAVVideo], as_bytes: bool, tmp_path: Path) -> None:
-    """Forwards, backwards, twice, across key frames. Where torchcodec would take others, it says so."""
+def test_frames_and_times_are_exact(name: str, decoder: type[PyAVVideo], tmp_path: Path) -> None:
+    """Forwards, backwards, twice, across key frames; of files and of bytes.
+
+    Where torchcodec would take others, it says so.
+    """
     options, times = FORMATS[name]
     path = write_video(tmp_path / name, **options)
-    video = decoder(path.read_bytes() if as_bytes else str(path))
-    assert video.times == pytest.approx(times, abs=1e-9)
     last, first = len(times) - 1, options.get("hidden", 0)
-    for indices in ([last], [0], list(range(last + 1)), [last, 0, last // 2, 0], [last // 3, last // 2]):
-        try:
-            frames = video.frames(indices)
-        except UnreadableError:
-            assert decoder is TorchCodecVideo
-            assert name in ("b_frames.avi", "dense.flv", "intra.flv", "transport.ts", "program.mpg")
-            assert read_clips(str(path), find_decoders("auto"), 50, [0.0])[0].shape[0] == len(times)
-        else:
-            assert frames.dtype == torch.uint8
-            assert frames.shape == (len(indices), 3, 32, 48)
-            assert numbers(frames) == [index + first for index in indices]
+    for source in (str(path), path.read_bytes()):
+        video = decoder(source)
+        assert video.times == pytest.approx(times, abs=1e-9)
+        for indices in ([last], [0], list(range(last + 1)), [last, 0, last // 2, 0], [last // 3, last // 2]):
+            try:
+                frames = video.frames(indices)
+            except UnreadableError:
+                assert decoder is TorchCodecVideo
+                assert name in ("b_frames.avi", "dense.flv", "intra.flv", "transport.ts", "program.mpg")
+                assert read_clips(str(path), find_decoders("auto"), 50, [0.0])[0].shape[0] == len(times)
+            else:
+                assert frames.dtype == torch.uint8
+                assert frames.shape == (len(indices), 3, 32, 48)
+                assert numbers(frames) == [index + first for index in indices]
 
 
 def wheel_clips() -> list[Path]:
@@ -164,7 +163,7 @@ def test_unreadable(decoder: type[PyAVVideo], tmp_path: Path) -> None:
             decoder(str(path)).frames([20])
         with pytest.raises(UnreadableError, match=reason):
             read_clips(str(path), [decoder], 16, [0.0], 4)
-    with pytest.raises(UnreadableError, match="its frames have no times"):
+    with pytest.raises(UnreadableError, match="no times"):
         decoder(str(write_video(tmp_path / "bare.h264")))
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", 8000)
@@ -174,7 +173,7 @@ def test_unreadable(decoder: type[PyAVVideo], tmp_path: Path) -> None:
         container.mux(stream.encode())
     with pytest.raises(UnreadableError, match="no video stream"):
         decoder(str(tmp_path / "sound.mp4"))
-    with pytest.raises(UnreadableError, match=r"24 frames, fewer than min_frames=25"):
+    with pytest.raises(UnreadableError, match=r"24 frames.* min_frames=25"):
         read_clips(str(tmp_path / "good.mp4"), [decoder], 16, [0.0], min_frames=25)
     assert len(read_clips(str(tmp_path / "good.mp4"), [decoder], 16, [0.0], min_frames=24)[0]) == 16
 
@@ -190,7 +189,7 @@ def test_a_video_that_starts_in_the_middle(tmp_path: Path) -> None:
     video = PyAVVideo(str(path))
     assert len(video.times) == 23
     assert numbers(video.frames([7, 20])) == [8, 21]
-    with pytest.raises(UnreadableError, match="1 of 2 frames cannot be decoded"):
+    with pytest.raises(UnreadableError, match="1 of 2 frames"):
         video.frames([1, 20])
 
 
@@ -198,7 +197,7 @@ def test_images_are_read_as_one_frame(tmp_path: Path) -> None:
     (path,) = write_images(tmp_path, "0.png", size=(20, 24))
     for source in (str(path), path.read_bytes()):
         assert torch.equal(read_image(Sample("image", None, source)), pil_path.pil_to_tensor(Image.open(path)))
-    with pytest.raises(UnreadableError, match="cannot identify image file"):
+    with pytest.raises(UnreadableError, match="image"):
         read_image(Sample("image", None, b"no image"))
 
 
@@ -258,7 +257,7 @@ def test_find_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", type(sys)("torchcodec.decoders"))
     monkeypatch.setattr(sys.modules["torchcodec.decoders"], "VideoDecoder", Broken, raising=False)
     assert find_decoders("auto") == [PyAVVideo]
-    with pytest.raises(ImportError, match=r"Could not load libtorchcodec. Likely causes:\): .* FFmpeg on the system"):
+    with pytest.raises(ImportError, match=r"Could not load libtorchcodec.* FFmpeg"):
         find_decoders("torchcodec")
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
@@ -339,18 +338,15 @@ def test_class_folders(tmp_path: Path) -> None:
         assert batch.label.tolist() == [1, 1, 1]  # numbered as in train
 
 
-@pytest.mark.parametrize("prefix", ["", "train/"])
-def test_unlabelled_folder_with_images(prefix: str, tmp_path: Path) -> None:
+def test_images_among_the_videos(tmp_path: Path) -> None:
     """An image is a video of one frame: V-JEPA 2 shows it as often as a clip has frames."""
-    write_set(tmp_path / prefix, "0.mp4", "x/y/1.mp4")
-    Image.new("RGB", (40, 30), (8 * 7 + 4, 8 * 2 + 4, 128)).save(tmp_path / prefix / "2.png")
+    write_set(tmp_path, "0.mp4", "x/y/1.mp4")
+    Image.new("RGB", (40, 30), (8 * 7 + 4, 8 * 2 + 4, 128)).save(tmp_path / "2.png")
     datamodule = module(tmp_path, batch_size=3, min_frames=2, num_clips=2)
     (batch,) = datamodule.train_dataloader()
-    assert isinstance(batch, torch.Tensor)
     read = read_tags(batch, datamodule)
     assert sorted(tag for tag, _ in read) == [0, 0, 1, 1, 2, 2]
     assert [frames for tag, frames in read if tag == 2] == [[7] * 4] * 2
-    assert datamodule.val_dataloader() == []
     assert datamodule.faulty == {}
 
 
@@ -374,13 +370,13 @@ def test_lists(tmp_path: Path) -> None:
         else:
             assert datamodule.val_dataloader() == []
     (tmp_path / "train.csv").write_text("videos/0.mp4 7\nvideos/3.mp4 horse\n")
-    with pytest.raises(ValueError, match=r"train\.csv, line 2: 'videos/3.mp4 horse' is not a path and a whole number"):
+    with pytest.raises(ValueError, match=r"train\.csv, line 2: 'videos/3.mp4 horse'"):
         module(tmp_path, dataset="csv")
     (tmp_path / "train.csv").write_text("videos/größe.mp4 1\n", "latin-1")
-    with pytest.raises(ValueError, match=r"train\.csv is not written in UTF-8"):
+    with pytest.raises(ValueError, match=r"train\.csv .*UTF-8"):
         module(tmp_path, dataset="csv")
     (tmp_path / "train.csv").write_text("\n")
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match=r"train\.csv is empty"):
         module(tmp_path, dataset="csv")
 
 
@@ -398,11 +394,11 @@ def test_starts_of_clips(tmp_path: Path) -> None:
     datamodule = module(tmp_path, num_frames=3, frame_stride=1, num_clips=2, batch_size=1)
     assert [frames for _, frames in all_tags(datamodule.val_dataloader(), datamodule)] == [[5, 6, 7], [16, 17, 18]]
     loader = datamodule.train_dataloader()
-    starts = [[frames[0] for _, frames in all_tags(loader, datamodule)] for _ in range(150)]
+    starts = [[frames[0] for _, frames in all_tags(loader, datamodule)] for _ in range(80)]
     first, second = (Counter(column) for column in zip(*starts, strict=True))
     assert set(first) == set(range(11))  # of the 22 possible starts
     assert set(second) == set(range(11, 22))
-    assert max(first.values()) < 35  # 14 expected
+    assert max(first.values()) < 20  # 7 expected
     assert module(tmp_path, num_clips=3, batch_size=1).val_dataloader().batch_size == 1
 
 
@@ -476,24 +472,8 @@ def test_horizontal_flip(tmp_path: Path) -> None:
 
 
 def test_draws_depend_on_seed_epoch_and_video_alone(tmp_path: Path) -> None:
-    """Any number of workers, kept between epochs or not, and a run that starts at the second epoch."""
+    """In another epoch or from another seed, the same video starts elsewhere: it is not only the order that changes."""
     write_set(tmp_path, *(f"{i}.mp4" for i in range(6)))
-
-    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-        return len(a) == len(b) == 3 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-    options: dict[str, Any] = {"num_frames": 3}
-    torch.manual_seed(3)
-    here = epochs(module(tmp_path, **options), 2)
-    torch.manual_seed(4)
-    workers = epochs(module(tmp_path, num_workers=2, **options), 2)
-    (resumed,) = epochs(module(tmp_path, num_workers=1, **options), start=1)
-    assert same(here[0], workers[0])
-    assert same(here[1], workers[1])
-    assert same(here[1], resumed)
-    assert not same(here[0], here[1])
-    assert not same(here[0], epochs(module(tmp_path, seed=1, **options))[0])
-    # In another epoch or from another seed, the same video starts elsewhere: it is not only the order that changes.
     datamodule = module(tmp_path)
     first, second = (dict(all_tags(batches, datamodule)) for batches in epochs(datamodule, 2))
     (other,) = (dict(all_tags(batches, datamodule)) for batches in epochs(module(tmp_path, seed=1)))
@@ -502,20 +482,7 @@ def test_draws_depend_on_seed_epoch_and_video_alone(tmp_path: Path) -> None:
     assert first != other
     assert len({tuple(order) for order in (first, second, range(6))}) == 3
     assert first == dict(all_tags(epochs(datamodule)[0], datamodule))  # a new loader begins anew
-    state = torch.get_rng_state()
-    datamodule.train_dataloader().dataset.__getitems__([0, 1])
-    assert torch.equal(torch.get_rng_state(), state)  # what a model draws is no business of the data's
-
-
-def test_data_set_can_be_sent_to_spawned_workers(tmp_path: Path) -> None:
-    write_set(tmp_path / "files", "0.mp4", "1.mp4")
-    write_shard(tmp_path / "shards/0.tar", members(tmp_path, range(2), cls))
-    for datamodule in (module(tmp_path / "files"), shards(tmp_path / "shards", samples_per_epoch=2)):
-        here = datamodule.train_dataloader().dataset
-        there = pickle.loads(pickle.dumps(here))
-        draws = list(datamodule.train_dataloader().sampler)
-        (a, *_), (b, *_) = here.__getitems__(draws), there.__getitems__(draws)
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))  # clips, or the items of a batch
+    assert second == dict(all_tags(epochs(datamodule, start=1)[0], datamodule))
 
 
 def test_several_lengths(tmp_path: Path) -> None:
@@ -530,9 +497,7 @@ def test_several_lengths(tmp_path: Path) -> None:
             tags = [tag for batch in batches for tag, _ in read_tags(batch, datamodule)]
             assert len(set(tags)) == 8
         assert [batch.shape[2] for batch in datamodule.val_dataloader()] == [2, 2]
-    with pytest.raises(
-        ValueError, match=r"11 training videos.*fewer than the 12 of batch_size=6 .*num_frames=\[2, 5\]"
-    ):
+    with pytest.raises(ValueError, match=r"11 .*12 .*batch_size=6 .*num_frames=\[2, 5\]"):
         module(tmp_path, num_frames=[2, 5], batch_size=6)
 
 
@@ -556,133 +521,21 @@ class Recorder(pl.LightningModule):
     def validation_step(self, batch: Any) -> None:
         self.val_tags += [tag for tag, _ in read_tags(batch, self.datamodule)]
 
-    def predict_step(self, batch: Any) -> list[int]:
-        return [tag for tag, _ in read_tags(batch, self.datamodule)]
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.01)
 
 
-def trainer(**options: Any) -> pl.Trainer:
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False,
-        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    return pl.Trainer(**(quiet | options))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_trainer(num_workers: int, tmp_path: Path) -> None:
-    """Steps over both lengths; a resumed run draws what the uninterrupted one drew; validation and prediction."""
-    write_set(tmp_path / "train", *(f"{i}.mp4" for i in range(8)))
-    write_set(tmp_path / "val", "0.mp4", "1.mp4", "2.mp4")
-    options: dict[str, Any] = {"num_frames": [2, 3], "num_workers": num_workers}
-    model = Recorder(module(tmp_path, **options))
-    run = trainer(max_epochs=2, accumulate_grad_batches=2)
-    run.fit(model, model.datamodule)
-    assert run.global_step == 4
+def test_a_step_averages_over_several_lengths(tmp_path: Path) -> None:
+    write_set(tmp_path, *(f"{i}.mp4" for i in range(8)))
+    model = Recorder(module(tmp_path, num_frames=[2, 3]))
+    quiet_trainer(max_epochs=2, accumulate_grad_batches=2).fit(model, model.datamodule)
     assert [(epoch, step, shape[2]) for epoch, step, shape in model.seen] == [
         (0, 0, 2), (0, 0, 3), (0, 1, 2), (0, 1, 3), (1, 2, 2), (1, 2, 3), (1, 3, 2), (1, 3, 3),
     ]  # fmt: skip
-    assert model.val_tags == [0, 1, 2] * 2
-    assert list(chain(*run.predict(model, module(tmp_path, None, **options)))) == [0, 1, 2]
-
-    checkpoint = tmp_path / "0.ckpt"
-    half = Recorder(module(tmp_path, **options))
-    run = trainer(max_epochs=1, accumulate_grad_batches=2)
-    run.fit(half, half.datamodule)
-    run.save_checkpoint(checkpoint)
-    resumed = Recorder(module(tmp_path, **options))
-    run = trainer(max_epochs=2, accumulate_grad_batches=2)
-    run.fit(resumed, resumed.datamodule, ckpt_path=checkpoint, weights_only=True)
-    assert half.tags + resumed.tags == model.tags
-    assert len(model.tags) == 16
     assert model.datamodule.hparams["num_frames"] == [2, 3]
 
 
-# --- Files that cannot be read ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_unreadable_files_are_replaced_and_named_once(num_workers: int, tmp_path: Path) -> None:
-    write_set(tmp_path / "train", *(f"{i:02}.mp4" for i in range(20)))
-    write_set(tmp_path / "val", *(f"{i:02}.mp4" for i in range(20)))
-    bad = [tmp_path / "train/05.mp4", tmp_path / "train/11.mp4"]
-    bad[0].write_bytes(b"")
-    bad[1].write_bytes(bad[1].read_bytes()[:300])
-    (tmp_path / "val/03.mp4").write_text("text")
-    datamodule = module(tmp_path, num_workers=num_workers)
-    with pytest.warns(UserWarning, match="cannot be read") as caught:
-        first = all_tags(epochs(datamodule)[0], datamodule)
-    (message,) = (str(warning.message) for warning in caught if "cannot be read" in str(warning.message))
-    assert message.startswith("2 of 20 videos cannot be read: ")
-    assert all(f"{path} (Invalid data" in message for path in bad)
-    tags = Counter(tag for tag, _ in first)
-    assert sum(tags.values()) == 20
-    assert set(tags) == set(range(20)) - {5, 11}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        epochs(datamodule)  # nothing new
-    again = module(tmp_path, num_workers=0)
-    with pytest.warns(UserWarning, match="cannot be read"):
-        assert all_tags(again.train_dataloader(), again) == first  # the same replacements
-    with pytest.warns(UserWarning, match=r"1 of 20 videos cannot be read: .*val/03\.mp4"):
-        held_out = [tag for tag, _ in all_tags(datamodule.val_dataloader(), datamodule)]
-    assert held_out[:3] + held_out[4:] == [tag for tag in range(20) if tag != 3]
-    assert held_out[3] != 3
-    assert datamodule.faulty.keys() == {str(path) for path in (*bad, tmp_path / "val/03.mp4")}
-
-
-def test_warning_where_a_loop_stops_early(tmp_path: Path) -> None:
-    write_set(tmp_path, *(f"{i}.mp4" for i in range(12)))
-    (tmp_path / "4.mp4").write_bytes(b"")
-    datamodule = module(tmp_path, batch_size=12)
-    batches = iter(datamodule.train_dataloader())
-    next(batches)
-    with pytest.warns(UserWarning, match="1 of 12 videos"):
-        del batches
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_unreadable_files(num_workers: int, tmp_path: Path) -> None:
-    write_set(tmp_path, *(f"{i}.mp4" for i in range(20)))
-    for index in (3, 7, 12):
-        (tmp_path / f"{index}.mp4").write_bytes(b"")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the error says it all
-        with pytest.raises(RuntimeError, match=r"3 of \d+ videos cannot be read: .*more than max_faulty=0.1 allows"):
-            list(module(tmp_path, num_workers=num_workers).train_dataloader())
-    with pytest.warns(UserWarning, match="3 of 20"):
-        assert len(list(module(tmp_path, num_workers=num_workers, max_faulty=0.15).train_dataloader())) == 10
-    with pytest.raises(RuntimeError, match=r"\d of \d videos"):
-        list(module(tmp_path, num_workers=num_workers, max_faulty=0.0).train_dataloader())
-
-
-def test_judged_by_what_was_read() -> None:
-    """A thousand videos read, or all of them, before the share counts."""
-    faults = Faults("videos", 0.1, 5000)
-    for index in range(100):
-        faults.add({f"{index}.mp4": "why"}, 5)
-    with pytest.raises(RuntimeError, match=r"101 of 505 videos .* and 91 more"):
-        faults.add({"100.mp4": "why"}, 5)
-    faults = Faults("videos", 0.1, 5000)
-    for index in range(200):
-        faults.add({f"{index}.mp4": "why"}, 10)
-    assert len(faults.reasons) == 200
-
-
-def test_all_unreadable(tmp_path: Path) -> None:
-    """Whatever share is allowed, nobody waits for a data set of which nothing can be read."""
-    for index in range(30):
-        (tmp_path / f"{index}.mp4").write_bytes(b"")
-    for count, named in ((30, 10), (4, 4)):
-        for path in sorted(tmp_path.glob("*.mp4"))[count:]:
-            path.unlink()
-        with pytest.raises(RuntimeError, match=rf"{named} videos in a row cannot be read: .*\.mp4 \(Invalid"):
-            next(iter(module(tmp_path, max_faulty=0.9).train_dataloader()))
-
-
-def test_short_videos_and_missing_files(tmp_path: Path) -> None:
+def test_short_videos_and_missing_files_are_replaced(tmp_path: Path) -> None:
     write_set(tmp_path, "0.mp4", "1.mp4")
     write_video(tmp_path / "short.mp4", num_frames=7)
     write_video(tmp_path / "enough.mp4", num_frames=8)
@@ -692,7 +545,9 @@ def test_short_videos_and_missing_files(tmp_path: Path) -> None:
         (batch,) = datamodule.train_dataloader()
     assert set(batch.label.tolist()) == {0, 1, 3}
     short, gone = (datamodule.faulty[str(tmp_path / name)] for name in ("short.mp4", "gone.mp4"))
-    assert (short, gone) == ("it has 7 frames, fewer than min_frames=8", "No such file or directory")
+    assert "7 frames" in short
+    assert "min_frames=8" in short
+    assert "No such file" in gone
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
@@ -729,7 +584,7 @@ def shards(root: Path | str, **options: Any) -> VideoDataModule:
     return module(Path(root), dataset="shards", **({"samples_per_epoch": 20} | options))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards(num_workers: int, tmp_path: Path) -> None:
     """With all videos in an epoch and the shards shared out evenly, each comes once, with its label."""
     write_shards(tmp_path)
@@ -753,13 +608,17 @@ def test_shards(num_workers: int, tmp_path: Path) -> None:
 
 def test_epochs_of_shards_are_as_long_as_asked(tmp_path: Path) -> None:
     write_shards(tmp_path, val=False)
-    for length, batches in ((8, 4), (50, 25)):
+    for length, batches in ((8, 4), (30, 15)):
         datamodule = shards(tmp_path, samples_per_epoch=length, num_workers=2)
         tags = [tag for tag, _ in all_tags(epochs(datamodule)[0], datamodule)]
         assert len(datamodule.train_dataloader()) == batches
         assert len(tags) == length
         assert max(Counter(tags).values()) <= 3
     assert datamodule.val_dataloader() == []
+    sent = pickle.loads(pickle.dumps(datamodule.train_dataloader().dataset))
+    draws = list(datamodule.train_dataloader().sampler)[:2]
+    ours, theirs = (data.__getitems__(draws)[0] for data in (datamodule.train_dataloader().dataset, sent))
+    assert torch.equal(ours.video, theirs.video)
 
 
 def test_shards_by_pattern_and_several_lengths(tmp_path: Path) -> None:
@@ -769,7 +628,7 @@ def test_shards_by_pattern_and_several_lengths(tmp_path: Path) -> None:
     batches = list(datamodule.train_dataloader())
     assert [batch.video.shape[2] for batch in batches] == [2, 3] * 3
     assert {tag for batch in batches for tag, _ in read_tags(batch, datamodule)} <= set(range(5, 15))
-    with pytest.raises(FileNotFoundError, match=r"train/4\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train/4\.tar"):
         shards(f"{tmp_path}/train/{{3..4}}.tar")
 
 
@@ -795,33 +654,33 @@ def test_unreadable_in_shards(tmp_path: Path) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[: content.index(b"clips/008.mp4") + 600])
     datamodule = shards(tmp_path, samples_per_epoch=30, max_faulty=0.01)
-    with pytest.warns(UserWarning, match=r"2 of 3[2-9] videos cannot be read"):
+    with pytest.warns(UserWarning, match=r"2 of 3[2-9] videos"):
         tags = {tag for tag, _ in all_tags(datamodule.train_dataloader(), datamodule)}
     assert tags == {*range(15)} - {2, 8, 9}
     assert datamodule.faulty.keys() == {f"{tmp_path}/train/0.tar/clips/002.mp4", str(shard)}
-    assert "the rest of the shard cannot be read: unexpected end of data" in datamodule.faulty[str(shard)]
+    assert "end of data" in datamodule.faulty[str(shard)]
     (tmp_path / "val/0.tar").write_bytes(content[:1000])
-    with pytest.raises(RuntimeError, match=r"0\.tar cannot be read: .*Repair or remove it"):
+    with pytest.raises(RuntimeError, match=r"0\.tar"):
         shards(tmp_path)
 
 
 def test_shards_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path, val=False)
-    with pytest.raises(ValueError, match="num_workers=5 on 1 ranks are too many for 4 shards"):
+    with pytest.raises(ValueError, match=r"num_workers=5 on 1 ranks .* 4 shards"):
         shards(tmp_path, num_workers=5)
     (image,) = write_images(tmp_path, "other/0.png")
-    with pytest.raises(FileNotFoundError, match=r"holds shards \(\*\.tar\)"):
+    with pytest.raises(FileNotFoundError, match=r"\*\.tar"):
         shards(image.parent)
     mixed = write_shard(tmp_path / "mixed/0.tar", members(tmp_path, range(2), lambda tag: cls(tag) if tag else {}))
-    with pytest.raises(RuntimeError, match="some of the videos in a batch have labels and others none"):
+    with pytest.raises(RuntimeError, match="labels"):
         list(shards(mixed.parent).train_dataloader())
     bare = shards(write_shard(tmp_path / "bare/0.tar", members(tmp_path, range(2), lambda _: {})).parent)
     assert all(isinstance(batch, torch.Tensor) for batch in bare.train_dataloader())
     wrong = write_shard(tmp_path / "wrong/0.tar", members(tmp_path, range(2), lambda _: {"cls": b"horse"}))
-    with pytest.raises(RuntimeError, match=r"the label of .*wrong/0\.tar/clips/000\.mp4 is not a whole number"):
+    with pytest.raises(RuntimeError, match=r"label of .*wrong/0\.tar/clips/000\.mp4"):
         list(shards(wrong.parent).train_dataloader())
     empty = write_shard(tmp_path / "empty/0.tar", {"readme.txt": b"nothing"})
-    with pytest.raises(FileNotFoundError, match=r"empty/0\.tar: no member of these shards is one of"):
+    with pytest.raises(FileNotFoundError, match=r"empty/0\.tar"):
         list(shards(empty.parent).train_dataloader())
     monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
     with pytest.raises(ImportError, match="pip install webdataset"):
@@ -830,102 +689,70 @@ def test_shards_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
+OF_RANKS: dict[str, dict[str, Any]] = {
+    "files": {"num_frames": [2, 3], "batch_size": 2, "num_workers": 0},
+    "shards": {"num_frames": 2, "dataset": "shards", "samples_per_epoch": 20, "batch_size": 5, "num_workers": 2},
+}
 
-def two_processes(rank: int, port: int, folder: str) -> None:
-    """One of two ranks: trainings on a folder and on shards; which clips came goes into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    torch.set_num_threads(1)
-    torch.multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers: to spawn them takes seconds
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
+    """One of two ranks: trainings on a folder and on shards; which clips came."""
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers: any other takes seconds
     result: dict[str, Any] = {}
-    for name, options in (
-        ("files", {"num_frames": [2, 3]}),
-        ("shards", {"dataset": "shards", "samples_per_epoch": 20, "batch_size": 5, "num_workers": 2}),
-    ):
-        datamodule = VideoDataModule(
-            f"{folder}/{name}",
-            **({"num_frames": 2, "frame_stride": 2, "image_size": 16, "batch_size": 2, "num_workers": 0} | options),  # type: ignore[arg-type]
-        )
+    for name, options in OF_RANKS.items():
+        datamodule = VideoDataModule(str(folder / name), frame_stride=2, image_size=16, **options)
         model = Recorder(datamodule)
-        run = trainer(devices=2, strategy="ddp", max_epochs=2, default_root_dir=folder)
-        run.fit(model, datamodule)
+        quiet_trainer(folder, devices=2, strategy="ddp", max_epochs=2).fit(model, datamodule)
         result[name] = {"tags": model.tags, "val_tags": model.val_tags, "shapes": [shape for *_, shape in model.seen]}
-    torch.save(result, Path(folder) / f"{rank}.pt")
-    dist.barrier()
+    return result
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    write_set(folder / "files/train", *(f"{i:02}.mp4" for i in range(13)))
-    write_set(folder / "files/val", *(f"{i:02}.mp4" for i in range(6)))
-    write_shards(folder / "shards")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.parametrize(("name", "per_epoch"), [("files", 4), ("shards", 10)])
-def test_two_ranks_share_the_videos(name: str, per_epoch: int, ranks: list[dict[str, Any]]) -> None:
+def test_two_ranks_share_the_videos(tmp_path: Path) -> None:
     """As many steps on both, of the same lengths; every video on one of them; all anew in each epoch."""
-    a, b = (rank[name] for rank in ranks)
-    assert a["shapes"] == b["shapes"]
-    shares = []
-    for epoch in range(2):
-        mine, theirs = ([tag for at, tag, _ in rank["tags"] if at == epoch] for rank in (a, b))
-        assert len(mine) == len(theirs) == per_epoch
-        assert len({*mine, *theirs}) == 2 * per_epoch
-        shares.append(mine)
-    assert shares[0] != shares[1]
-    assert sorted(set(a["val_tags"] + b["val_tags"])) == (list(range(6)) if name == "files" else list(range(20, 26)))
-    assert not set(a["val_tags"]) & set(b["val_tags"])
+    write_set(tmp_path / "files/train", *(f"{i:02}.mp4" for i in range(13)))
+    write_set(tmp_path / "files/val", *(f"{i:02}.mp4" for i in range(6)))
+    write_shards(tmp_path / "shards")
+    ranks = in_two_processes(two_processes, tmp_path)
+    for name, per_epoch, held_out in (("files", 4, range(6)), ("shards", 10, range(20, 26))):
+        a, b = (rank[name] for rank in ranks)
+        assert a["shapes"] == b["shapes"]
+        shares = []
+        for epoch in range(2):
+            mine, theirs = ([tag for at, tag, _ in rank["tags"] if at == epoch] for rank in (a, b))
+            assert len(mine) == len(theirs) == per_epoch
+            assert len({*mine, *theirs}) == 2 * per_epoch
+            shares.append(mine)
+        assert shares[0] != shares[1]
+        assert sorted({*a["val_tags"], *b["val_tags"]}) == list(held_out)
+        assert not set(a["val_tags"]) & set(b["val_tags"])
 
 
 # --- Arguments and missing data --------------------------------------------------------------------------------------
 
 
 def test_missing_data(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere/train does not exist: give as root the folder"):
-        module(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no videos"):
-        module(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"train\.csv does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train\.csv"):
         module(tmp_path, dataset="csv")
-    write_set(tmp_path, "train/a/0.mp4", "val/b/0.mp4")
-    with pytest.raises(ValueError, match=r"1 training videos .*, fewer than the 2 of batch_size=2"):
+    write_set(tmp_path, "train/a/0.mp4")
+    with pytest.raises(ValueError, match=r"1 training videos .*batch_size=2"):
         module(tmp_path)
-    with pytest.raises(ValueError, match="classes that the training videos do not have: b"):
-        module(tmp_path, batch_size=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "folders"}, "did you mean 'folder'"),
-        ({"dataset": "?"}, "choose one of folder, csv, shards"),
-        ({"decoder": "decord"}, "decoder='decord' is unknown"),
+        ({"decoder": "decord"}, "decoder='decord'"),
         ({"num_frames": 0}, "num_frames=0"),
         ({"num_frames": []}, r"num_frames=\[\]"),
-        ({"frame_stride": 4, "frame_rate": 4.0}, "exclude each other"),
+        ({"frame_stride": 4, "frame_rate": 4.0}, "frame_stride=4 .*frame_rate=4"),
         ({"frame_stride": 0}, "frame_stride=0"),
         ({"frame_rate": 0.0}, "frame_rate=0"),
         ({"num_clips": 0}, "num_clips=0"),
-        ({"image_size": [28]}, r"image_size=\[28\]"),
-        ({"crop_scale": (0.5, 0.3)}, r"crop_scale=\(0.5, 0.3\)"),
         ({"crop_aspect": (0.0, 1.0)}, r"crop_aspect=\(0.0, 1.0\)"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"num_workers": -1}, "num_workers=-1"),
         ({"min_frames": 0}, "min_frames=0"),
-        ({"max_faulty": 1.0}, "max_faulty=1.0"),
-        ({"samples_per_epoch": 10}, "samples_per_epoch=10 with dataset='folder'"),
-        ({"dataset": "shards", "samples_per_epoch": 0}, "samples_per_epoch=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"mean": [0.5]}, "3 channels"),
-        ({"std": [0.0, 1.0, 1.0]}, "std must be positive"),
     ],
 )
-def test_rejects(arguments: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VideoDataModule(**arguments)

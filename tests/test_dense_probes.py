@@ -134,15 +134,21 @@ def test_patches_by_loop(shape: tuple[int, int, int], grid: tuple[int, int]) -> 
 
 @pytest.mark.parametrize(("size", "grid"), [((18, 16), (4, 4)), ((16, 18), (4, 4)), ((16, 16), (3, 4))])
 def test_patches_of_no_whole_number(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    message = f"{size[0]}x{size[1]} pixels cannot be cut into {grid[0]}x{grid[1]} patches"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} .*{grid[0]}x{grid[1]}"):
         patches(torch.zeros(1, 3, *size), grid)
 
 
-@pytest.mark.parametrize("source", ["features", "observation"])
-@pytest.mark.parametrize(("image_size", "map_size"), [((16, 24), (16, 24)), ((16, 24), (8, 18)), ((16, 16), (4, 4))])
+@pytest.mark.parametrize(
+    ("source", "image_size", "map_size"),
+    [
+        ("features", (16, 24), (16, 24)),
+        ("features", (16, 24), (8, 18)),
+        ("features", (16, 16), (4, 4)),
+        ("observation", (16, 24), (8, 18)),
+    ],
+)
 def test_tokens_and_their_classes(
-    image_size: tuple[int, int], map_size: tuple[int, int], source: Any, tmp_path: Path
+    source: Any, image_size: tuple[int, int], map_size: tuple[int, int], tmp_path: Path
 ) -> None:
     """The bank holds all tokens (or patches) of the images in their order, each with its patch's most frequent class.
 
@@ -166,16 +172,16 @@ def test_tokens_and_their_classes(
 @pytest.mark.parametrize("probe", [LinearProbe(4), KNNProbe("mine", source="observation")])
 def test_maps_that_the_grid_does_not_divide(probe: Any, tmp_path: Path) -> None:
     data = TensorDataset(random_images(8), torch.zeros(8, 18, 16, dtype=torch.long))
-    with pytest.raises(ValueError, match="a map of 18x16 pixels cannot be cut into 4x4 patches"):
+    with pytest.raises(ValueError, match=r"18x16 .*4x4"):
         quiet_trainer(tmp_path, max_epochs=1, callbacks=[probe]).fit(tiny(), loader(data))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.zeros(8, 16, 16), r"one class a sample, integers \[B\], or one a pixel, \[B, H, W\], got torch.float32"),
+        (torch.zeros(8, 16, 16), r"integers.* torch.float32 \[8, 16, 16\]"),
         (torch.zeros(8, 1, 16, 16, dtype=torch.long), r"torch.int64 \[8, 1, 16, 16\]"),
-        (torch.full((8, 16, 16), 4), "'linear': labels from 4 to 4 do not fit the 4 classes"),
+        (torch.full((8, 16, 16), 4), "'linear'.* 4 to 4 .* 4 classes"),
     ],
 )
 def test_maps_that_do_not_fit(labels: Tensor, message: str, tmp_path: Path) -> None:
@@ -192,24 +198,23 @@ def test_maps_that_do_not_fit(labels: Tensor, message: str, tmp_path: Path) -> N
 def test_dense_probes_read_what_is_there(source: Any, tmp_path: Path) -> None:
     """The class of a patch, from the patch; of maps that say nothing of it, what a guess for each class gives."""
     probes = [LinearProbe(4, source=source, lr=0.03), KNNProbe(source=source, k=5)]
-    trainer = quiet_trainer(tmp_path, max_epochs=6, callbacks=probes)
-    trainer.fit(tiny(), loader(Mosaics(64)), loader(Mosaics(16, first=1000)))
+    trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=probes)
+    trainer.fit(tiny(), loader(Mosaics(64)), loader(Mosaics(16, first=1000), 16))
     for name in ("linear", "knn"):
         assert trainer.callback_metrics[f"probe/{name}/accuracy"] > 0.9
         assert trainer.callback_metrics[f"probe/{name}/miou"] > 0.8
     torch.manual_seed(0)
     shuffled = Mosaics(64).relabelled(lambda label: label.flatten()[torch.randperm(256)].view(16, 16))
     probes = [LinearProbe(4, source=source, lr=0.03), KNNProbe(source=source, k=5)]
-    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=probes)
-    trainer.fit(tiny(), loader(shuffled), loader(Mosaics(16, first=1000)))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=probes)
+    trainer.fit(tiny(), loader(shuffled), loader(Mosaics(16, first=1000), 16))
     for name in ("linear", "knn"):
         assert trainer.callback_metrics[f"probe/{name}/accuracy"] < 0.8
         assert trainer.callback_metrics[f"probe/{name}/miou"] < 0.7
 
 
-@pytest.mark.parametrize("source", ["features", "observation"])
-@pytest.mark.parametrize("num_classes", [4, 9])
-def test_accuracy_and_miou_by_hand(num_classes: int, source: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "num_classes"), [("features", 4), ("features", 9), ("observation", 4)])
+def test_accuracy_and_miou_by_hand(source: Any, num_classes: int, tmp_path: Path) -> None:
     """From the predictions, over all batches of a validation; classes without a token do not count."""
     probes, record = [LinearProbe(num_classes, source=source, lr=0.03), KNNProbe(source=source)], Record()
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, *probes])
@@ -267,9 +272,10 @@ def test_a_validation_starts_anew(tmp_path: Path) -> None:
         assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("source", ["features", "observation"])
-@pytest.mark.parametrize(("k", "bank_size"), [(3, 1000), (200, 50)])
-def test_dense_knn_by_brute_force(k: int, bank_size: int, source: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "k", "bank_size"), [("features", 3, 1000), ("features", 200, 50), ("observation", 3, 1000)]
+)
+def test_dense_knn_by_brute_force(source: Any, k: int, bank_size: int, tmp_path: Path) -> None:
     """The vote, token by token, among the latest tokens of the bank."""
     record, probe = Record(), KNNProbe(source=source, k=k, bank_size=bank_size)
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, probe])
@@ -353,28 +359,18 @@ def test_a_linear_probe_averages_over_labelled_tokens(tmp_path: Path) -> None:
     torch.testing.assert_close(10 * (second - 0.9 * first), expected, rtol=1e-3, atol=1e-5)
 
 
-def validated_on_halves(tmp_path: Path, probe: Any) -> tuple[Any, list[int], list[int]]:
-    """The logged metrics, the predictions and the truth of a validation half of whose tokens have no label."""
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_unlabelled_tokens_do_not_count(kind: str, tmp_path: Path) -> None:
+    """Neither to accuracy nor to miou, where half of the tokens have no label."""
+    probe: Any = LinearProbe(4, lr=0.03) if kind == "linear" else KNNProbe()
     record = Record()
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, probe])
     trainer.fit(tiny(), loader(Mosaics(40)), loader(Mosaics(16, first=1000).relabelled(left_half_unlabelled)))
-    predicted = probe.predict(tokens_of(record.val)).tolist()
-    return trainer.callback_metrics, predicted, classes_of(maps_of(record.val), (4, 4))
-
-
-@pytest.mark.parametrize("kind", ["linear", "knn"])
-def test_unlabelled_tokens_are_not_in_the_miou(kind: str, tmp_path: Path) -> None:
-    probe: Any = LinearProbe(4, lr=0.03) if kind == "linear" else KNNProbe()
-    logged, predicted, truth = validated_on_halves(tmp_path, probe)
+    predicted, truth = probe.predict(tokens_of(record.val)).tolist(), classes_of(maps_of(record.val), (4, 4))
     assert truth.count(-1) == 16 * 8
-    assert logged[f"probe/{kind}/miou"].item() == pytest.approx(scores(predicted, truth)[1])
-
-
-@pytest.mark.parametrize("kind", ["linear", "knn"])
-def test_unlabelled_tokens_are_not_in_the_accuracy(kind: str, tmp_path: Path) -> None:
-    probe: Any = LinearProbe(4, lr=0.03) if kind == "linear" else KNNProbe()
-    logged, predicted, truth = validated_on_halves(tmp_path, probe)
-    assert logged[f"probe/{kind}/accuracy"].item() == pytest.approx(scores(predicted, truth)[0])
+    accuracy, miou = scores(predicted, truth)
+    assert trainer.callback_metrics[f"probe/{kind}/accuracy"].item() == pytest.approx(accuracy)
+    assert trainer.callback_metrics[f"probe/{kind}/miou"].item() == pytest.approx(miou)
 
 
 def test_a_batch_without_any_label(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from helpers import (
     TINY,
     TINY_VIDEO,
     LabelledImages,
+    difference,
     eager,
     in_two_processes,
     loader,
@@ -148,7 +149,7 @@ def test_the_encoder_stays_frozen(images: str) -> None:
 
 @pytest.mark.parametrize("layers", [0, 5])
 def test_layers_that_the_encoder_does_not_have(images: str, layers: int) -> None:
-    with pytest.raises(ValueError, match=f"has 4 blocks that can be read: its last {layers} cannot"):
+    with pytest.raises(ValueError, match=f"4 blocks.* {layers} "):
         FrozenEncoder(images, layers)
 
 
@@ -329,9 +330,9 @@ def test_training_from_images_and_by_the_name_of_a_label(images: str) -> None:
     for label, classes in ((None, 4), ("other", 3)):
         seen = Seen()
         probe = LinearEvaluation(images, classes, label, **options)
-        trainer = quiet_trainer(max_epochs=8, callbacks=[seen])
-        trainer.fit(probe, loader(LabelledImages(64)), loader(LabelledImages(32)))
-        (logged,) = trainer.test(probe, loader(LabelledImages(80)), verbose=False)
+        trainer = quiet_trainer(max_epochs=3, callbacks=[seen])
+        trainer.fit(probe, loader(LabelledImages(64), 16), loader(LabelledImages(32), 16))
+        (logged,) = trainer.test(probe, loader(LabelledImages(80), 40), verbose=False)
         features = pooled(images, torch.cat([batch.image for batch in seen.test]))
         labels = torch.cat([batch.label if label is None else batch.other for batch in seen.test])
         assert logged["test/accuracy"] == pytest.approx(accuracies(probe, features, labels)[int(probe.chosen)])
@@ -378,26 +379,18 @@ X, MAP = torch.zeros(4, 3, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long)
 @pytest.mark.parametrize(
     ("build", "label", "message"),
     [
-        (LinearEvaluation, torch.zeros(4), r"expected one class a sample, integers \[B\], got torch.float32 \[4\]"),
-        (LinearEvaluation, MAP, r"expected one class a sample, integers \[B\], got torch.int64 \[4, 16, 16\]"),
-        (LinearEvaluation, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
-        (LinearEvaluation, torch.tensor([0, 1, 2, -2]), "labels from -2 to 2 do not fit the 3 classes"),
-        (AttentiveEvaluation, torch.zeros(4, 1), r"expected one class a sample, integers \[B\]"),
-        (KNNEvaluation, torch.tensor([0, 1, 2, 3]), "labels from 0 to 3 do not fit the 3 classes"),
-        (FineTuning, torch.zeros(4), r"expected one class a sample, integers \[B\]"),
-        (
-            SegmentationEvaluation,
-            MAP[:, 0, 0],
-            r"expected maps of classes, integers \[B, H, W\], got .* \[4\]",
-        ),
-        (SegmentationEvaluation, MAP.float(), r"expected .*integers .*\[B, H, W\], got torch.float32"),
-        (SegmentationEvaluation, MAP + 3, "labels from 3 to 3 do not fit the 3 classes"),
-        (RegressionEvaluation, torch.zeros(4, 2), r"expected 3 finite numbers a sample.* got torch.float32 \[4, 2\]"),
-        (
-            RegressionEvaluation,
-            torch.full((4, 3), torch.nan),
-            r"expected 3 finite numbers a sample.* got torch.float32 \[4, 3\]",
-        ),
+        (LinearEvaluation, torch.zeros(4), r"integers.* torch.float32 \[4\]"),
+        (LinearEvaluation, MAP, r"torch.int64 \[4, 16, 16\]"),
+        (LinearEvaluation, torch.tensor([0, 1, 2, 3]), "0 to 3 .* 3 classes"),
+        (LinearEvaluation, torch.tensor([0, 1, 2, -2]), "-2 to 2 .* 3 classes"),
+        (AttentiveEvaluation, torch.zeros(4, 1), "integers.* torch.float32"),
+        (KNNEvaluation, torch.tensor([0, 1, 2, 3]), "0 to 3 .* 3 classes"),
+        (FineTuning, torch.zeros(4), r"integers.* torch.float32 \[4\]"),
+        (SegmentationEvaluation, MAP[:, 0, 0], r"maps.* \[4\]"),
+        (SegmentationEvaluation, MAP.float(), r"integers.* torch.float32 \[4, 16, 16\]"),
+        (SegmentationEvaluation, MAP + 3, "3 to 3 .* 3 classes"),
+        (RegressionEvaluation, torch.zeros(4, 2), r"3 .*numbers.* torch.float32 \[4, 2\]"),
+        (RegressionEvaluation, torch.full((4, 3), torch.nan), r"finite.* torch.float32 \[4, 3\]"),
     ],
 )
 def test_labels_that_do_not_fit(images: str, build: Any, label: Tensor, message: str) -> None:
@@ -406,25 +399,25 @@ def test_labels_that_do_not_fit(images: str, build: Any, label: Tensor, message:
 
 
 def test_batches_without_the_label(images: str) -> None:
-    with pytest.raises(ValueError, match="there is no label in a batch, which has none"):
+    with pytest.raises(ValueError, match="none"):
         LinearEvaluation(images, 3).training_step(X, 0)
-    with pytest.raises(ValueError, match="there is no label 'kind' in a batch, which has the labels label, other"):
+    with pytest.raises(ValueError, match=r"'kind'.* label, other"):
         KNNEvaluation(images, 3, "kind").training_step(next(iter(loader(LabelledImages(4)))), 0)
 
 
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (LinearEvaluation, {"lrs": []}, "expected rates above zero"),
-        (LinearEvaluation, {"lrs": [0.0]}, r"expected rates above zero and decays from zero on, got \[0.0\]"),
-        (LinearEvaluation, {"weight_decays": [-1.0]}, "expected rates above zero"),
-        (LinearEvaluation, {"optimizer": "sgd"}, "optimizer must be 'lars' or 'adamw', got 'sgd'"),
-        (LinearEvaluation, {"layers": [1, 6]}, "has 4 blocks that can be read: its last 6 cannot"),
-        (AttentiveEvaluation, {"num_heads": 3}, "a width of 16 cannot be split among 3 heads"),
-        (KNNEvaluation, {"k": [0]}, "k and temperature must be positive"),
-        (KNNEvaluation, {"temperature": 0.0}, "k and temperature must be positive"),
-        (FineTuning, {"layer_decay": 0.0}, r"expected layer_decay in \(0, 1\]"),
-        (FineTuning, {"warmup": 1.0}, r"warmup and label_smoothing in \[0, 1\)"),
+        (LinearEvaluation, {"lrs": []}, "rates.*above zero"),
+        (LinearEvaluation, {"lrs": [0.0]}, r"above zero.* \[0.0\]"),
+        (LinearEvaluation, {"weight_decays": [-1.0]}, r"decays.* \[-1.0\]"),
+        (LinearEvaluation, {"optimizer": "sgd"}, "'lars'.* 'adamw'.* 'sgd'"),
+        (LinearEvaluation, {"layers": [1, 6]}, "4 blocks.* 6 "),
+        (AttentiveEvaluation, {"num_heads": 3}, "16 .* 3 heads"),
+        (KNNEvaluation, {"k": [0]}, r"\bk\b"),
+        (KNNEvaluation, {"temperature": 0.0}, "temperature"),
+        (FineTuning, {"layer_decay": 0.0}, "layer_decay"),
+        (FineTuning, {"warmup": 1.0}, "warmup"),
     ],
 )
 def test_options_that_do_not_fit(images: str, build: Any, options: dict[str, Any], message: str) -> None:
@@ -439,17 +432,17 @@ def test_regression_against_least_squares(images: str) -> None:
     """Of the first two of six numbers, of which others may be missing, on two layers side by side."""
     torch.manual_seed(0)
     truth, parts = torch.randn(2 * DIM, 2), []
-    for number in (384, 60, 200):
+    for number in (256, 60, 200):
         features = 3 * torch.randn(number, 2, DIM) + 1
         labels = torch.full((number, 3, 2), torch.nan)
         labels[:, 0] = features.flatten(1) @ truth + 4 * torch.randn(number, 2) + torch.tensor([5.0, -40.0])
         parts.append((features, labels))
-    probe = RegressionEvaluation(images, 2, layers=[1, 2], lrs=[0.003, 0.3], weight_decays=[0.0])
+    probe = RegressionEvaluation(images, 2, layers=[1, 2], lrs=[0.01, 0.3], weight_decays=[0.0])
     train, val, test = of(*parts)
-    trainer = quiet_trainer(max_epochs=250)
+    trainer = quiet_trainer(max_epochs=100, check_val_every_n_epoch=100)
     trainer.fit(probe, train, val)
     (logged,) = trainer.test(probe, test, verbose=False)
-    assert probe.name_of_chosen == "last 2 layers, standardised, lr 0.003, wd 0"
+    assert probe.name_of_chosen.startswith("last 2 layers, standardised")
 
     inputs, wanted = zip(*((x.flatten(1).double().numpy(), y[:, 0].double().numpy()) for x, y in parts), strict=True)
     inputs = [np.concatenate([x, np.ones((len(x), 1))], 1) for x in inputs]
@@ -525,7 +518,7 @@ def test_segmentation_against_brute_force(images: str) -> None:
 
 
 def test_clips_are_not_segmented(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"clips.ckpt encodes clips of \(2, 4, 4\) tokens, not images"):
+    with pytest.raises(ValueError, match=r"clips\.ckpt .*images"):
         SegmentationEvaluation(str(folder / "clips.ckpt"), 3)
 
 
@@ -599,7 +592,7 @@ def test_neighbours_of_images(images: str) -> None:
 
 
 def test_neighbours_of_no_one(images: str) -> None:
-    with pytest.raises(RuntimeError, match="there is no bank: fit the probe, or load a checkpoint"):
+    with pytest.raises(RuntimeError, match="no bank"):
         quiet_trainer().test(KNNEvaluation(images, 4), loader(LabelledImages(8)), verbose=False)
 
 
@@ -682,9 +675,9 @@ def prints(batches: Any) -> Counter[Any]:
     return Counter(one.numpy().tobytes() for batch in batches for one in batch[0])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("data", "length"), [(shapes, 40), (moving, 40), (image_folder, 20), (video_folder, 12)], ids=lambda x: str(x)[:12]
+    ("data", "length", "num_workers"),
+    [(shapes, 40, 0), (moving, 40, 0), (image_folder, 20, 0), (image_folder, 20, 2), (video_folder, 12, 0)],
 )
 def test_held_out_of_any_data(data: Callable[..., Any], length: int, num_workers: int, tmp_path: Path) -> None:
     """What is left and what is held out are the training set, each sample once; tests are on the data's own."""
@@ -770,7 +763,7 @@ def test_held_out_videos_that_cannot_be_read(tmp_path: Path) -> None:
     bad.write_bytes(b"")
     split = HeldOut(data, 0.25)
     split.setup("fit")
-    with pytest.warns(UserWarning, match=r"1 of 10 videos cannot be read: .*4\.mp4") as caught:
+    with pytest.warns(UserWarning, match=r"1 of 10 videos .*4\.mp4") as caught:
         batches = [*split.train_dataloader(), *split.val_dataloader()]
     assert sum("cannot be read" in str(warning.message) for warning in caught) == 1
     assert sum(len(batch.video) for batch in batches) == 12
@@ -788,7 +781,7 @@ class StreamDataModule(pl.LightningDataModule):
 
 
 def test_streams_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a Stream is a stream, which cannot be split: give data of known length"):
+    with pytest.raises(ValueError, match=r"Stream .*length"):
         HeldOut(StreamDataModule()).setup("fit")
     content = write_video(tmp_path / "one.mp4", 6).read_bytes()
     write_shard(tmp_path / "train/0.tar", {f"{i}.mp4": content for i in range(4)})
@@ -797,22 +790,22 @@ def test_streams_cannot_be_split(tmp_path: Path) -> None:
     )
     split = HeldOut(shards)
     split.setup("fit")
-    with pytest.raises(TypeError, match="shards are a stream"):
+    with pytest.raises(TypeError, match="stream"):
         next(iter(split.train_dataloader()))
 
 
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:
-    for options in ({"share": 0.0}, {"share": 1.0}, {"fraction": 0.0}, {"fraction": 1.5}):
-        with pytest.raises(ValueError, match=r"share is in \(0, 1\) and fraction in \(0, 1\]"):
-            HeldOut(Everything(), **options)
-    with pytest.raises(ValueError, match="shots=0 leaves no image of a class"):
+    for name, value in (("share", 0.0), ("share", 1.0), ("fraction", 0.0), ("fraction", 1.5)):
+        with pytest.raises(ValueError, match=rf"{name} .*{value}"):
+            HeldOut(Everything(), **{name: value})
+    with pytest.raises(ValueError, match="shots=0"):
         HeldOut(Everything(), shots=0)
-    with pytest.raises(ValueError, match="of 40 training samples 40 are kept and 0 held out"):
+    with pytest.raises(ValueError, match=r"40 .* 0 held out"):
         HeldOut(Everything(), 0.001).setup("fit")
-    with pytest.raises(ValueError, match="there is no label 'size' in a batch"):
+    with pytest.raises(ValueError, match="'size'"):
         HeldOut(shapes(tmp_path, num_workers=0), shots=1, label="size").setup("fit")
     several = HeldOut(video_folder(tmp_path, num_workers=0, num_clips=2), 0.25, shots=1)
-    with pytest.raises(ValueError, match="24 labels for 12 training samples"):
+    with pytest.raises(ValueError, match=r"24 labels .* 12 "):
         several.setup("fit")
 
 
@@ -847,59 +840,47 @@ def both(encoder: str) -> dict[str, Any]:
     return {"linear": linear, "knn": KNNEvaluation(encoder, 4, k=[1, 9, 20])}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, images: str) -> tuple[Path, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    return folder, in_two_processes(two_processes, folder, images)
+def test_probes_in_two_processes(images: str, tmp_path: Path) -> None:
+    """They share the training data, and score as in one.
 
-
-@pytest.mark.parametrize("name", ["linear", "knn"])
-def test_two_processes_share_the_training_data(ranks: tuple[Path, list[dict[str, Any]]], name: str) -> None:
+    Also where the ranks' batches have different numbers of unlabelled samples.
+    """
+    ranks = in_two_processes(two_processes, tmp_path, images)
     split = HeldOut(Everything(), 0.2)
     split.setup("fit")
     kept = prints(split.train_dataloader())
     assert len(kept) == 32
-    for epoch in (slice(4), slice(4, 8)):
-        mine, theirs = (prints([[batch] for batch in rank[name]["train"][epoch]]) for rank in ranks[1])
-        assert mine + theirs == kept
-
-
-@pytest.mark.parametrize("name", ["linear", "knn"])
-def test_probes_in_two_processes_score_as_in_one(
-    ranks: tuple[Path, list[dict[str, Any]]], images: str, name: str
-) -> None:
-    """Also where the ranks' batches have different numbers of unlabelled samples."""
-    a, b = (rank[name] for rank in ranks[1])
-    assert a["state"].keys() == b["state"].keys()
-    assert all(torch.equal(a["state"][key], b["state"][key]) for key in a["state"])
-    for key in ("val/accuracy", "test/accuracy"):
-        assert a["logged"][key] == b["logged"][key]
-    probe = both(images)[name]
-    probe = type(probe).load_from_checkpoint(ranks[0] / f"{name}.ckpt")
-    chosen = int(probe.chosen)
-    split, trainer = HeldOut(Everything(), 0.2), quiet_trainer()
-    (tested,) = trainer.test(probe, split, verbose=False)
-    assert a["logged"]["test/accuracy"] == pytest.approx(tested["test/accuracy"])
-    (validated,) = trainer.validate(probe, split, verbose=False)
-    assert a["logged"]["val/accuracy"] == pytest.approx(validated["val/accuracy"])
-    assert int(probe.chosen) == chosen
-
     parts = []
     for batches in (split.train_dataloader(), split.val_dataloader(), split.test_dataloader()):
-        image, label = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        image, label = (torch.cat(columns) for columns in zip(*batches, strict=True))
         parts.append((pooled(images, image, 2), label))
-    if name == "linear":
-        found = [accuracies(probe, *part) for part in parts[1:]]
-    else:
-        known = parts[0][1] != -1
-        bank, labels = parts[0][0][known, -1], parts[0][1][known]
-        assert sorted(probe.bank[:, 0].tolist()) == pytest.approx(sorted(bank[:, 0].tolist()), abs=1e-5)
-        found = [
-            [float((votes(bank, labels, x[:, -1], k) == y.numpy())[y.numpy() != -1].mean()) for k in (1, 9, 20)]
-            for x, y in parts[1:]
-        ]
-    assert a["logged"]["val/accuracy"] == pytest.approx(max(found[0]))
-    assert a["logged"]["test/accuracy"] == pytest.approx(found[1][chosen])
+    for name in ("linear", "knn"):
+        a, b = (rank[name] for rank in ranks)
+        for epoch in (slice(4), slice(4, 8)):
+            mine, theirs = (prints([[batch] for batch in rank["train"][epoch]]) for rank in (a, b))
+            assert mine + theirs == kept
+        assert not difference(a["state"], b["state"])
+        for key in ("val/accuracy", "test/accuracy"):
+            assert a["logged"][key] == b["logged"][key]
+        probe = type(both(images)[name]).load_from_checkpoint(tmp_path / f"{name}.ckpt")
+        chosen, trainer = int(probe.chosen), quiet_trainer()
+        (tested,) = trainer.test(probe, split, verbose=False)
+        assert a["logged"]["test/accuracy"] == pytest.approx(tested["test/accuracy"])
+        (validated,) = trainer.validate(probe, split, verbose=False)
+        assert a["logged"]["val/accuracy"] == pytest.approx(validated["val/accuracy"])
+        assert int(probe.chosen) == chosen
+        if name == "linear":
+            found = [accuracies(probe, *part) for part in parts[1:]]
+        else:
+            known = parts[0][1] != -1
+            bank, labels = parts[0][0][known, -1], parts[0][1][known]
+            assert sorted(probe.bank[:, 0].tolist()) == pytest.approx(sorted(bank[:, 0].tolist()), abs=1e-5)
+            found = [
+                [float((votes(bank, labels, x[:, -1], k) == y.numpy())[y.numpy() != -1].mean()) for k in (1, 9, 20)]
+                for x, y in parts[1:]
+            ]
+        assert a["logged"]["val/accuracy"] == pytest.approx(max(found[0]))
+        assert a["logged"]["test/accuracy"] == pytest.approx(found[1][chosen])
 
 
 # --- Fine-tuning -----------------------------------------------------------------------------------------------------
@@ -995,7 +976,7 @@ def test_fine_tuning_learns(images: str) -> None:
     """The encoder of small random weights, trained on, tells the squares' places."""
     torch.manual_seed(0)
     module = FineTuning(images, 4, lr=1e-2, encoder_options={"network": "context_encoder"})
-    trainer = quiet_trainer(max_epochs=8)
+    trainer = quiet_trainer(max_epochs=6)
     trainer.fit(module, loader(LabelledImages(64)))
-    (logged,) = trainer.test(module, loader(LabelledImages(96)), verbose=False)
+    (logged,) = trainer.test(module, loader(LabelledImages(96), 32), verbose=False)
     assert logged["test/accuracy"] > 0.9

@@ -9,11 +9,22 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import GOLDEN, TINY, TINY_VIDEO, LabelledImages, eager, loader, quiet_trainer, random_images
+from helpers import (
+    GOLDEN,
+    TINY,
+    TINY_VIDEO,
+    LabelledImages,
+    eager,
+    loader,
+    quiet_trainer,
+    random_clips,
+    random_images,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from toys import Rows
 
-from jepa_lightning import IJEPA, VJEPA, MovingShapesDataModule, ShapesDataModule, load_encoder
+from jepa_lightning import IJEPA, VJEPA, ShapesDataModule, load_encoder
 from jepa_lightning.evaluation import HeldOut, Reading, evaluate, print_table, write_table
 
 CLASSIFIERS = ["linear", "linear, 1 %", "linear, 10 shots", "attentive", "kNN"]
@@ -37,14 +48,11 @@ def shapes() -> ShapesDataModule:
     return ShapesDataModule(16, num_train=400, num_val=150, batch_size=50, num_workers=0)
 
 
-def read(folder: Path) -> list[Reading]:
-    torch.manual_seed(5)
-    return evaluate(str(folder / "images.ckpt"), shapes(), steps=15, accelerator="cpu")
-
-
+# Three seconds: it takes many small trainings, as every table does.
 @pytest.fixture(scope="module")
 def readings(folder: Path) -> list[Reading]:
-    return read(folder)
+    torch.manual_seed(5)
+    return evaluate(str(folder / "images.ckpt"), shapes(), steps=5, accelerator="cpu")
 
 
 def joined(batches: Any, item: int) -> Tensor:
@@ -123,7 +131,7 @@ def test_numbers_in_any_unit(folder: Path) -> None:
     for factor, offset in ((1, 0), (50, 1000)):
         torch.manual_seed(0)
         data = Table(lambda bright, a=factor, b=offset: a * bright + b)
-        lines += evaluate(str(folder / "images.ckpt"), data, steps=100, accelerator="cpu")
+        lines += evaluate(str(folder / "images.ckpt"), data, steps=50, accelerator="cpu")
     assert lines[1].value == pytest.approx(lines[0].value, abs=1e-3)
     assert lines[0].value > 0.5
 
@@ -131,13 +139,13 @@ def test_numbers_in_any_unit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (lambda bright: torch.zeros(len(bright), 4, dtype=torch.long), r"label torch.int64 \[200, 4\]. Classes are"),
+        (lambda bright: torch.zeros(len(bright), 4, dtype=torch.long), r"label torch.int64 \[200, 4\]"),
         (lambda bright: torch.full((len(bright),), -1), r"label torch.int64 \[200\]"),
         (lambda bright: torch.full((len(bright), 2), torch.nan), r"label torch.float32 \[200, 2\]"),
     ],
 )
 def test_labels_that_no_probe_reads(folder: Path, label: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"no probe reads any of these labels: {message}"):
+    with pytest.raises(ValueError, match=message):
         evaluate(str(folder / "images.ckpt"), Table(label), steps=2, accelerator="cpu")
 
 
@@ -150,8 +158,13 @@ def test_an_official_file_that_does_not_tell_its_heads() -> None:
         evaluate(str(GOLDEN / "checkpoint.pth.tar"), data, steps=2, accelerator="cpu")
 
 
-def test_a_seed_gives_the_same_table(folder: Path, readings: list[Reading]) -> None:
-    assert read(folder) == readings
+def test_a_seed_gives_the_same_table(folder: Path) -> None:
+    def read(seed: int) -> list[Reading]:
+        torch.manual_seed(seed)
+        data = Table(lambda bright: (bright > 0).long())
+        return evaluate(str(folder / "images.ckpt"), data, num_train=80, steps=2, accelerator="cpu")
+
+    assert read(5) == read(5)
 
 
 class Quarters(pl.LightningDataModule):
@@ -169,7 +182,7 @@ class Quarters(pl.LightningDataModule):
 def test_what_the_encoder_is_worth_untrained(folder: Path) -> None:
     """Large random weights lose what an encoder's own, small ones keep; with one label an answer is constant."""
     torch.manual_seed(0)
-    lines = evaluate(str(folder / "images.ckpt"), Quarters(), num_train=80, steps=50, accelerator="cpu")
+    lines = evaluate(str(folder / "images.ckpt"), Quarters(), num_train=80, steps=20, accelerator="cpu")
     by_probe = {one.probe: one for one in lines}
     for probe in ("linear", "linear, 10 shots", "kNN"):
         assert by_probe[probe].value < 0.62 < 0.66 < by_probe[probe].untrained, by_probe[probe]
@@ -236,16 +249,36 @@ def test_labels_of_any_kind(folder: Path) -> None:
     assert all(math.isfinite(one.value) for one in lines)
 
 
+class MovingSamples(NamedTuple):
+    """Clips, a class, and a place in each frame."""
+
+    clip: Tensor
+    kind: Tensor
+    position: Tensor
+
+
+class Moving(pl.LightningDataModule):
+    def __init__(self, frames: int = 4) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def train_dataloader(self) -> Any:
+        kind = torch.arange(60) % 3
+        clips = random_clips(60, self.frames) + 0.5 * kind.view(-1, 1, 1, 1, 1)
+        places = torch.rand(60, self.frames, 2, generator=torch.Generator().manual_seed(0))
+        return DataLoader(Rows(MovingSamples(clips, kind, places)), 20)
+
+    test_dataloader = train_dataloader
+
+
 def test_clips(folder: Path) -> None:
-    """Positions are of all frames, and nothing is segmented; of five frames the encoder could read none."""
-    data = MovingShapesDataModule(16, 4, num_train=60, num_val=20, batch_size=20, num_workers=0)
-    lines = evaluate(str(folder / "clips.ckpt"), data, steps=5, accelerator="cpu")
-    expected = [(label, probe) for label in ("kind", "direction", "speed") for probe in CLASSIFIERS]
-    assert [one[:2] for one in lines] == [*expected, ("position", "regression")]
+    """Positions are of all frames; of five frames the encoder could read none."""
+    torch.manual_seed(2)
+    lines = evaluate(str(folder / "clips.ckpt"), Moving(), steps=5, accelerator="cpu")
+    assert [one[:2] for one in lines] == [*(("kind", probe) for probe in CLASSIFIERS), ("position", "regression")]
     assert any("last 2 layers" in one.chosen for one in lines)
-    odd = MovingShapesDataModule(16, 5, num_train=60, num_val=20, batch_size=20, num_workers=0)
-    with pytest.raises(ValueError, match=r"\(5, 16, 16\) \(frames, rows, columns\) cannot be cut into tubelets"):
-        evaluate(str(folder / "clips.ckpt"), odd, accelerator="cpu")
+    with pytest.raises(ValueError, match=r"\(5, 16, 16\)"):
+        evaluate(str(folder / "clips.ckpt"), Moving(5), accelerator="cpu")
 
 
 class Bare(pl.LightningDataModule):
@@ -263,12 +296,16 @@ class Alone(Bare):
 
 @pytest.mark.parametrize("data", [Bare, Alone])
 def test_data_without_labels(folder: Path, data: Any) -> None:
-    with pytest.raises(ValueError, match=f"the batches of {data.__name__} have no labels"):
+    with pytest.raises(ValueError, match=data.__name__):
         evaluate(str(folder / "images.ckpt"), data(), accelerator="cpu")
 
 
-def test_files(readings: list[Reading], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """CSV reads back with all digits; Markdown and the printed table have the same cells, rounded."""
+    readings = [
+        Reading("kind", "linear, 1 %", "accuracy", 2 / 3, 0.5, 1 / 6, 3, "last 4 layers, standardised, lr 0.01, wd 0"),
+        Reading("positions", "regression", "r2", -1 / 7, -20.25, 0.0, 360, "last layer, lr 0.1, wd 0.0005"),
+    ]
     write_table(readings, tmp_path / "new" / "table.csv")
     write_table(readings, str(tmp_path / "table.md"))
     with (tmp_path / "new" / "table.csv").open(newline="") as file:
@@ -288,5 +325,5 @@ def test_files(readings: list[Reading], tmp_path: Path, capsys: pytest.CaptureFi
     printed = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [line for line in printed if line] == rounded
 
-    with pytest.raises(ValueError, match=r"expected a file that ends in .csv or .md, got .*table.txt"):
+    with pytest.raises(ValueError, match=r"\.csv .*\.md.* .*table\.txt"):
         write_table(readings, tmp_path / "table.txt")

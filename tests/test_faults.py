@@ -16,9 +16,21 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import METHODS, TINY, Labelled, LabelledImages, in_two_processes, loader, made, observations, quiet_trainer
+from helpers import (
+    CASES,
+    METHODS,
+    TINY,
+    Labelled,
+    LabelledImages,
+    in_two_processes,
+    loader,
+    made,
+    observations,
+    quiet_trainer,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from toys import Rows
 
 from jepa_lightning import CJEPA, IJEPA, load_encoder
 from jepa_lightning.callbacks import (
@@ -70,7 +82,7 @@ def test_a_gradient_that_is_not_finite(tmp_path: Path) -> None:
     steps, probes = Steps(), [LinearProbe(4), RegressionProbe(label="other"), KNNProbe()]
     module = tiny()
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[steps, *probes, CollapseMonitor(1)])
-    with pytest.warns(UserWarning, match=r"1 optimiser step was skipped, .*: step 3 \(nan\)"):
+    with pytest.warns(UserWarning, match=r"step 3 \(nan\)"):
         trainer.fit(module, loader(Spoilt(80, {3}, torch.nan)), loader(LabelledImages(16)))
     for step in range(1, 20):
         skipped = step in (3, 13)
@@ -91,11 +103,9 @@ def test_nothing_that_is_not_finite_stays(name: str, tmp_path: Path) -> None:
     """A bad batch leaves no trace in any method's weights and statistics."""
     data = observations(name, 24)
     data[9] = torch.nan
-    base, options = METHODS[name]
-    torch.manual_seed(0)
-    module = base(**options)
+    module = made(name)
     trainer = quiet_trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2)
-    with pytest.warns(UserWarning, match="was skipped"):
+    with pytest.warns(UserWarning, match="skipped"):
         trainer.fit(module, loader(data, 4))
     assert trainer.callback_metrics["train/skipped_steps"] == 2
     assert all(value.isfinite().all() for value in module.state_dict().values() if isinstance(value, Tensor))
@@ -115,8 +125,8 @@ def test_a_spike(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(Scaled(**TINY), loader(LabelledImages(80)))
-    (message,) = (str(w.message) for w in caught if "was skipped" in str(w.message))
-    assert re.search(r"more than 30 times the usual .*: step 30 \([\d.e+]+\)$", message)
+    (message,) = (str(w.message) for w in caught if "skipped" in str(w.message))
+    assert re.search(r" 30 times .*: step 30 \([\d.e+]+\)$", message)
     still = [step for step in range(1, 40) if torch.equal(steps.weights[step], steps.weights[step - 1])]
     assert still == [30]
 
@@ -126,9 +136,9 @@ def test_spikes_are_no_faults_unless_asked(tmp_path: Path) -> None:
 
     class Scaled(IJEPA):
         def loss(self, latents: Any) -> dict[str, Tensor]:
-            return {"loss": (1e6 if self.global_step == 30 else 1.0) * super().loss(latents)["loss"]}
+            return {"loss": (1e6 if self.global_step == 15 else 1.0) * super().loss(latents)["loss"]}
 
-    trainer = quiet_trainer(tmp_path, max_epochs=4)
+    trainer = quiet_trainer(tmp_path, max_epochs=2)
     trainer.fit(Scaled(**TINY), loader(LabelledImages(80)))
     assert trainer.callback_metrics["train/skipped_steps"] == 0
 
@@ -164,21 +174,21 @@ def test_too_many_bad_steps(tmp_path: Path) -> None:
         enable_checkpointing=True,
         log_every_n_steps=3,
     )
-    message = r"1 optimiser step was .*: step 6 \(nan\)\. Of the last 100 steps 4 were skipped, more than max_skipped=3"
+    message = r"step 6 \(nan\).* 100 .* 4 .* max_skipped=3"
     with pytest.raises(BadStepsError, match=message), pytest.warns(UserWarning, match=r"step 3 \(nan\), step 4 \(nan"):
         trainer.fit(module, loader(data))
     last = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert last["global_step"] == 8  # the ninth was not saved, which ended in the error
     assert all(value.isfinite().all() for value in last["state_dict"].values())
     assert all(value.isfinite().all() for value in module.state_dict().values())
-    with pytest.warns(UserWarning, match=r"4 optimiser steps were .* step 3 \(nan\), step 4 \(nan\), step 6 \(nan\)$"):
+    with pytest.warns(UserWarning, match=r"4 .* step 3 \(nan\), step 4 \(nan\), step 6 \(nan\)$"):
         quiet_trainer(tmp_path, max_epochs=1).fit(tiny(), loader(data))
 
 
 def test_rejected_limits() -> None:
-    with pytest.raises(ValueError, match=r"above 1, got 1\.0"):
+    with pytest.raises(ValueError, match=r"spike .*1\.0"):
         GradientGuard(spike=1.0)
-    with pytest.raises(ValueError, match="max_skipped must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"max_skipped .*0"):
         GradientGuard(max_skipped=0)
 
 
@@ -206,15 +216,14 @@ def test_all_ranks_skip_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_of_one(name: str, tmp_path: Path) -> None:
     """Told before the first step where a regulariser keeps samples apart, trained on where none does."""
-    module = made(name)
-    callbacks = [CollapseMonitor(1), KNNProbe(), LinearProbe(4)] if not name.startswith("V-JEPA") else []
-    images = observations(name, 4) if name.startswith("V-JEPA") else LabelledImages(4)
+    module, data = made(name), Rows(CASES[name].data(4))
+    callbacks = [CollapseMonitor(1), KNNProbe(), LinearProbe(2)]
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=callbacks)
     if name in ("C-JEPA", "LeJEPA"):  # SIGReg of context tokens has many samples of one image
-        with pytest.raises(ValueError, match=r"cannot train on a batch of one: raise the batch_size"):
-            trainer.fit(module, loader(images, 1))
+        with pytest.raises(ValueError, match="batch_size"):
+            trainer.fit(module, loader(data, 1))
         return
-    trainer.fit(module, loader(images, 1), loader(images, 1))
+    trainer.fit(module, loader(data, 1), loader(data, 1))
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert trainer.callback_metrics["train/skipped_steps"] == 0
 
@@ -284,9 +293,7 @@ def test_a_checkpoint_cut_short(run: Path, kept: float, tmp_path: Path) -> None:
     whole = (run / "last.ckpt").read_bytes()
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(
-        ValueError, match=r"cut\.ckpt (cannot be read, it may be cut short|holds more than weights or is)"
-    ):
+    with pytest.raises(ValueError, match=r"cut\.ckpt"):
         resume(run, cut)
 
 
@@ -295,11 +302,9 @@ def test_a_checkpoint_of_another_method(run: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     trainer.strategy.connect(CJEPA(**TINY))
     trainer.save_checkpoint(tmp_path / "cjepa.ckpt")
-    with pytest.raises(
-        ValueError, match=r"not the weights of this IJEPA: it has, and this module has not, \S*projector"
-    ):
+    with pytest.raises(ValueError, match=r"IJEPA.* \S*projector"):
         resume(run, tmp_path / "cjepa.ckpt")
-    with pytest.raises(ValueError, match=r"of another shape are \S+ \(\[1, 16, 16\] instead of \[1, 16, 32\]\)"):
+    with pytest.raises(ValueError, match=r"\[1, 16, 16\] .*\[1, 16, 32\]"):
         resume(run, run / "last.ckpt", "--model.init_args.embed_dim=32")
 
 
@@ -326,8 +331,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     SafeCheckpointIO().save_checkpoint({"weights": torch.zeros(8)}, path)
     before = path.read_bytes()
-    error = r"could not be written to .*last\.ckpt .*one that was there before still is"
-    with full_disk(), pytest.raises(OSError, match=error):
+    with full_disk(), pytest.raises(OSError, match=r"last\.ckpt"):
         SafeCheckpointIO().save_checkpoint({"weights": torch.zeros(80_000)}, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.ckpt"]
@@ -336,6 +340,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def test_the_cli_keeps_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
     before = (run / "last.ckpt").read_bytes()
-    with full_disk(), pytest.raises(OSError, match=r"could not be written to .*--ckpt_path last"):
+    with full_disk(), pytest.raises(OSError, match="--ckpt_path last"):
         resume(run, run / "last.ckpt")
     assert (run / "last.ckpt").read_bytes() == before

@@ -1,8 +1,6 @@
 """Checkpoints of clips: official ones, ours, and those of transformers, which computes the same features."""
 
 import json
-import re
-import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -75,7 +73,7 @@ def test_from_official(method: str) -> None:
     assert module.predictor.grid == module.context_encoder.grid
     assert (module.hparams.lr, len(module.masking), len(module.predictor.mask_tokens)) == (0.25, 1, 2)
     assert module.positions == {"vjepa": "sincos", "vjepa2": "tiled_rope"}[method]
-    with pytest.raises(ValueError, match=r"no published model is 48 wide.*give num_heads"):
+    with pytest.raises(ValueError, match=r"48 .*num_heads"):
         METHODS[method].from_official(OFFICIAL[method])
 
 
@@ -120,21 +118,27 @@ def test_positions_tell_the_grid(grid: tuple[int, int, int], dim: int) -> None:
     assert found == {"image_size": size, "num_frames": length, "num_heads": 1, **sizes}
     assert video_transformer_sizes(state, num_frames=6, num_heads=1)["num_frames"] == 6
     assert video_transformer_sizes(state, [9, 10], num_heads=1)["image_size"] == [9, 10]
-    with pytest.raises(ValueError, match=rf"no grid has these {rows * columns * frames} positions: give image_size"):
+    with pytest.raises(ValueError, match=rf"{rows * columns * frames} positions.*image_size"):
         video_transformer_sizes(state | {"pos_embed": state["pos_embed"] + 0.1}, num_heads=1)
 
 
-def test_positions_of_a_large_grid_tell_it_quickly() -> None:
-    """Those of the published ViT-H at 384 pixels: less than it takes to compute a hundred tables of that size."""
+def test_positions_of_a_large_grid_tell_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the published ViT-H at 384 pixels: of all tables that they could be, theirs alone is computed."""
+    grids = []
+
+    def counted(grid: tuple[int, ...], dim: int) -> Tensor:
+        grids.append(grid)
+        return sincos_positions(grid, dim)
+
+    monkeypatch.setattr("jepa_lightning.checkpoints.sizes.sincos_positions", counted)
     state = {
         "pos_embed": sincos_positions((8, 24, 24), 1280),
         "patch_embed.proj.weight": torch.empty(1280, 3, 2, 16, 16),
     }
     state["blocks.0.mlp.fc1.weight"] = torch.empty(5120, 1280)
-    start = time.perf_counter()
     sizes = video_transformer_sizes(state)
-    assert time.perf_counter() - start < 5
     assert (sizes["num_frames"], sizes["image_size"]) == (16, [384, 384])
+    assert grids == [(8, 24, 24)]
 
 
 @pytest.mark.parametrize(
@@ -158,22 +162,20 @@ def test_published_sizes(width: int, mlp: int, heads: int) -> None:
 
 
 def test_images_and_clips_are_told_apart() -> None:
-    advice = "I-JEPA's checkpoints load into IJEPA, those of V-JEPA into VJEPA, and of V-JEPA 2 into VJEPA2"
     for method in (VJEPA, VJEPA2):
-        with pytest.raises(ValueError, match=f"this encoder takes images, expected one of clips: {advice}"):
+        with pytest.raises(ValueError, match=r"images, .* IJEPA"):
             method.from_official(str(GOLDEN / "checkpoint.pth.tar"), num_heads=3)
-    with pytest.raises(ValueError, match=f"this encoder takes clips, expected one of images: {advice}"):
-        IJEPA.from_official(OFFICIAL["vjepa"], num_heads=3)
-    with pytest.raises(ValueError, match="this encoder takes clips, expected one of images"):  # without positions
-        IJEPA.from_official(OFFICIAL["vjepa2"], num_heads=3)
+    for path in OFFICIAL.values():  # those of V-JEPA 2 without positions
+        with pytest.raises(ValueError, match=r"clips, .* VJEPA, .* VJEPA2"):
+            IJEPA.from_official(path, num_heads=3)
     assert isinstance(load_encoder(GOLDEN / "checkpoint.pth.tar", num_heads=3), VisionTransformer)
 
 
 def test_one_method_is_not_the_other() -> None:
     """The weights of either would load into the other but for their positions, and be wrong there."""
-    with pytest.raises(ValueError, match=r"weights of V-JEPA 2, with tiled_rope positions .* sincos, .* into VJEPA2"):
+    with pytest.raises(ValueError, match=r"tiled_rope .* sincos, .* VJEPA2$"):
         VJEPA.from_official(OFFICIAL["vjepa2"], 32, 4, **HEADS)
-    with pytest.raises(ValueError, match=r"weights of V-JEPA, with sincos positions .* tiled_rope, .* into VJEPA$"):
+    with pytest.raises(ValueError, match=r"sincos .* tiled_rope, .* VJEPA$"):
         VJEPA2.from_official(OFFICIAL["vjepa"], num_heads=3, predictor_num_heads=2)
 
 
@@ -184,7 +186,7 @@ def test_ours_of_one_method_are_not_the_others(tmp_path: Path) -> None:
         trainer.fit(source(**options), loader(clips))
         trainer.save_checkpoint(tmp_path / "source.ckpt")
         module = target(**options, weights=str(tmp_path / "source.ckpt"))
-        with pytest.raises(ValueError, match=rf"load them into {source.__name__}$"):
+        with pytest.raises(ValueError, match=rf" {source.__name__}$"):
             quiet_trainer(tmp_path, max_steps=1).fit(module, loader(clips))
 
 
@@ -201,9 +203,9 @@ def test_positions_left_over(in_predictor: bool, tmp_path: Path) -> None:
                 checkpoint["predictor"][f"module.backbone.mask_tokens.{index}"] = torch.zeros(1, 1, 48)
 
     path = changed(tmp_path, "vjepa2", leave_over)
-    with pytest.warns(UserWarning, match="the checkpoint's target_encoder has pos_embed, which networks with rotary"):
+    with pytest.warns(UserWarning, match=r"target_encoder .*pos_embed"):
         encoder = load_encoder(path, num_heads=3)
-    with pytest.warns(UserWarning, match="the checkpoint's context_encoder has pos_embed"):
+    with pytest.warns(UserWarning, match=r"context_encoder .*pos_embed"):
         module = VJEPA2.from_official(path, **HEADS)
     assert encoder.grid == module.target_encoder.grid == (2, 4, 4)
     for network in (encoder, module.target_encoder):
@@ -227,11 +229,11 @@ def test_every_other_key_is_an_error(method: str, network: str, tmp_path: Path) 
         checkpoint[NETWORKS[network]][f"module.backbone.{norm}.bias"] = torch.zeros(7)
 
     for edit, message in (
-        (add, r'Unexpected key.*"extra\.weight"'),
-        (drop, rf'Missing key.*"{norm}\.bias"'),
-        (widen, rf"size mismatch for {norm}\.bias"),
+        (add, r"extra\.weight"),
+        (drop, rf"Missing.*{norm}\.bias"),
+        (widen, rf"size.*{norm}\.bias"),
     ):
-        with pytest.raises(ValueError, match=rf"(?s)the checkpoint's {network} does not fit.*{message}"):
+        with pytest.raises(ValueError, match=rf"(?s){network} .*{message}"):
             kind.from_official(changed(tmp_path, method, edit), 32, 4, **HEADS)
 
 
@@ -264,8 +266,8 @@ def trained(method: type[VJEPA], folder: Path, **options: Any) -> tuple[VJEPA, P
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_load_encoder_ours(name: str, tmp_path: Path) -> None:
-    """The checkpoint of a Trainer tells all sizes and the kind of positions by itself."""
+def test_checkpoints_of_ours(name: str, tmp_path: Path) -> None:
+    """They tell all sizes and the kind of positions by themselves, of the encoder alone and of the whole module."""
     method, options = OURS[name]
     module, path = trained(method, tmp_path, **options)
     clips = clips_of(module)
@@ -277,17 +279,10 @@ def test_load_encoder_ours(name: str, tmp_path: Path) -> None:
     assert torch.equal(student(clips), module.context_encoder(clips))
     assert not torch.allclose(teacher(clips), student(clips), atol=1e-2)
     assert load_encoder(path, image_size=[16, 32], num_frames=12).grid[0] == 12 // module.hparams.get("tubelet_size")
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_load_from_checkpoint(name: str, tmp_path: Path) -> None:
-    method, options = OURS[name]
-    module, path = trained(method, tmp_path, **options)
     torch.load(path, weights_only=True)
     loaded = method.load_from_checkpoint(path)
     assert dict(loaded.hparams) == dict(module.hparams)
     assert_same(loaded, module.state_dict())
-    clips = clips_of(module)
     masks = module.draw(clips, module.rng(4, 0))
     mine, theirs = (it.loss(it.latents(clips, masks))["loss"] for it in (module, loaded.eval()))
     assert torch.equal(mine, theirs)
@@ -334,13 +329,11 @@ def test_train_on_from_an_official_file(tmp_path: Path) -> None:
     for network, state in official("vjepa2").items():
         assert_same(module.get_submodule(network), state)
     fewer = VJEPA2(**TINY_VIDEO | options | {"num_mask_tokens": 1}, weights=OFFICIAL["vjepa2"], lr=0.0, start_lr=0.0)
-    with pytest.warns(
-        UserWarning, match=r"predictor has mask tokens .* left out: mask_tokens\.1; num_mask_tokens keeps"
-    ):
+    with pytest.warns(UserWarning, match=r"mask_tokens\.1.* num_mask_tokens"):
         quiet_trainer(tmp_path, max_steps=1).fit(fewer, loader(trace("vjepa2")["clips"]))
     assert torch.equal(fewer.predictor.mask_tokens[0], official("vjepa2")["predictor"]["mask_tokens.0"])
     wrong = VJEPA2(**TINY_VIDEO | options | {"num_mask_tokens": 3}, weights=OFFICIAL["vjepa2"])
-    with pytest.raises(ValueError, match=r"(?s)predictor does not fit.*mask_tokens\.2"):
+    with pytest.raises(ValueError, match=r"(?s)predictor .*mask_tokens\.2"):
         quiet_trainer(tmp_path, max_steps=1).fit(wrong, loader(trace("vjepa2")["clips"]))
 
 
@@ -410,7 +403,7 @@ def test_from_transformers(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = backbone(clips.transpose(1, 2), skip_predictor=True).last_hidden_state
         torch.testing.assert_close(ours(clips), expected, rtol=1e-4, atol=1e-4)
-        with pytest.raises(ValueError, match=r"holds target_encoder, predictor, not 'context_encoder'"):
+        with pytest.raises(ValueError, match=r"target_encoder, predictor.* 'context_encoder'"):
             load_encoder(tmp_path / kind.__name__, "context_encoder")
 
 
@@ -427,10 +420,10 @@ def test_official_weights_in_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"positions": "rope"}, "this encoder has rope: its features would differ"),
-        ({"positions": "sincos"}, "this encoder has sincos: its features would differ"),
-        ({"image_size": (16, 8)}, r"takes square frames and patches.*\(2, 4, 2\) grid"),
-        ({"image_size": (8, 16), "patch_size": (2, 4)}, r"takes square frames and patches, not \(2, 2, 4\)"),
+        ({"positions": "rope"}, "rope"),
+        ({"positions": "sincos"}, "sincos"),
+        ({"image_size": (16, 8)}, r"square.*\(2, 4, 2\)"),
+        ({"image_size": (8, 16), "patch_size": (2, 4)}, r"square.*\(2, 2, 4\)"),
     ],
 )
 def test_encoders_that_transformers_has_no_form_for(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -446,15 +439,15 @@ def test_folders_that_are_incomplete(tmp_path: Path) -> None:
     save_for_transformers(encoder, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     for missing, message in (
-        ("encoder.layer.1.attention.key.bias", r"lacks the weight.*blocks\.1\.attn\.key\.bias"),
-        ("encoder.layernorm.weight", r'(?s)target_encoder does not fit.*"norm\.weight"'),
+        ("encoder.layer.1.attention.key.bias", r"blocks\.1\.attn\.key\.bias"),
+        ("encoder.layernorm.weight", r"(?s)target_encoder .*norm\.weight"),
     ):
         save_file({name: value for name, value in state.items() if name != missing}, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=message):
             load_encoder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "videomae"}))
-    with pytest.raises(ValueError, match=re.escape("type 'videomae', expected 'ijepa' or 'vjepa2'")):
+    with pytest.raises(ValueError, match=r"'videomae'.* 'ijepa' or 'vjepa2'"):
         load_encoder(tmp_path)
 
 
@@ -465,7 +458,7 @@ def test_rotations_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     sizes |= {"predictor_embed_dim": 48, "predictor_depth": 2, "predictor_num_heads": 3, "num_mask_tokens": 2}
     clips = DataLoader(torch.randn(2, 3, 4, 32, 32), 2)
     quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path, official=True), clips)
-    with pytest.raises(ValueError, match=r"positions of this module are rope, .* official=True"):
+    with pytest.raises(ValueError, match=r"rope.* official=True"):
         quiet_trainer(tmp_path, max_steps=1).fit(VJEPA2(**sizes, weights=path), clips)
 
 
@@ -475,14 +468,14 @@ def test_positions_that_are_no_table(tmp_path: Path) -> None:
     for network in ("encoder", "target_encoder"):
         checkpoint[network]["module.backbone.pos_embed"] = torch.randn(1, 32, 48)
     torch.save(checkpoint, tmp_path / "left_over.pt")
-    with pytest.warns(UserWarning, match="has pos_embed, which networks with rotary positions do not use"):
+    with pytest.warns(UserWarning, match="pos_embed"):
         VJEPA2.from_official(str(tmp_path / "left_over.pt"), num_heads=3, predictor_num_heads=3)
     checkpoint = torch.load(GOLDEN_VIDEO["vjepa"] / "checkpoint.pt", weights_only=True)
     own = torch.randn(1, 32, 48)
     for network in ("encoder", "target_encoder"):
         checkpoint[network]["module.backbone.pos_embed"] = own
     torch.save(checkpoint, tmp_path / "own.pt")
-    with pytest.raises(ValueError, match="no grid has these 32 positions: give image_size and num_frames"):
+    with pytest.raises(ValueError, match=r"32 positions.*image_size and num_frames"):
         VJEPA.from_official(str(tmp_path / "own.pt"), num_heads=3)
     module = VJEPA.from_official(str(tmp_path / "own.pt"), image_size=32, num_frames=4, num_heads=3)
     assert torch.equal(module.target_encoder.pos_embed, own)
