@@ -4,10 +4,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from jepa_lightning.data.faults import FaultCountingLoader
-from jepa_lightning.data.resume import Order, ResumableLoader, Visits
+from jepa_lightning.data.resume import Order, ResumableLoader, Visits, rank_and_ranks
 
 ROLES = ("train", "val", "test")
 
@@ -34,8 +36,26 @@ class SplitDataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
-        self.batch_size, self.num_workers = batch_size, num_workers
         self.sets: dict[str, Any] = {}
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch. Once the data are known, no more than make a training batch: a search goes beyond that."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        most = self.largest_batch(len(self.sets["train"])) if "train" in self.sets else value
+        if value > most:
+            rank_zero_warn(
+                f"there are no more training samples than for batch_size={most}, which is taken, not {value}."
+            )
+        self._batch_size = min(value, most)
+
+    def largest_batch(self, samples: int) -> int:
+        """The largest batch that so many training samples make on each rank."""
+        return samples // rank_and_ranks()[1]
 
     def order(self, samples: Any) -> Order:
         """The order of the training samples."""
@@ -45,6 +65,8 @@ class SplitDataModule(pl.LightningDataModule):
         if role not in self.sets:
             return []  # Lightning's way to skip validation
         samples = self.sets[role]
+        if "batch_size" in self.hparams:  # what a search has set it to
+            self.hparams["batch_size"] = self.batch_size
         return self.loader(
             samples,
             batch_size=self.batch_size,
@@ -61,16 +83,37 @@ class SplitDataModule(pl.LightningDataModule):
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
-        """The held-out samples, in order."""
-        return self._loader("val")
+        """The held-out samples, in order; a fit without any goes without validation.
+
+        Raises:
+            FileNotFoundError: if there are none, and the Trainer is to do nothing but validate.
+        """
+        alone = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        return self._held_out("val") if alone else self._loader("val")
 
     def test_dataloader(self) -> Any:
-        """The test samples, in order."""
-        return self._loader("test")
+        """The test samples, in order.
+
+        Raises:
+            FileNotFoundError: if there are none.
+        """
+        return self._held_out("test")
 
     def predict_dataloader(self) -> Any:
-        """The test samples, in order."""
-        return self._loader("test")
+        """The test samples, in order.
+
+        Raises:
+            FileNotFoundError: if there are none.
+        """
+        return self._held_out("test")
+
+    def _held_out(self, role: str) -> Any:
+        if role not in self.sets:
+            raise FileNotFoundError(
+                f"{type(self).__name__} has found no held-out data, so there is nothing to {role}: those of a folder, "
+                "list or shards are in root/val."
+            )
+        return self._loader(role)
 
 
 class FilesDataModule(SplitDataModule):

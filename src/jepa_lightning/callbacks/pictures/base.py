@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.callbacks.pictures.drawing import titled
 
 
 class Pictures(pl.Callback):
@@ -30,6 +31,10 @@ class Pictures(pl.Callback):
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
         self.num_images = num_images
+
+    @abstractmethod
+    def titles(self, pl_module: Any, images: Tensor, outputs: Any) -> list[str]:
+        """What the columns of the picture show, from left to right; or one title for the whole of it."""
 
     @abstractmethod
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
@@ -62,7 +67,7 @@ class Pictures(pl.Callback):
                 f"{type(self).__name__} draws images [B, C, H, W] and clips [B, C, T, H, W], got {list(images.shape)}: "
                 "leave it out"
             )
-        picture = self.draw(pl_module, images, outputs)
+        picture = titled(self.draw(pl_module, images, outputs), self.titles(pl_module, images, outputs))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(self.tag, picture, trainer.global_step)

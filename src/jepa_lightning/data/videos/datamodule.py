@@ -216,6 +216,10 @@ class VideoDataModule(FilesDataModule):
                 "and incomplete batches are dropped: give a smaller batch_size."
             )
 
+    def largest_batch(self, samples: int) -> int:
+        """The largest batch that so many training videos make on each rank for every length of clips."""
+        return super().largest_batch(samples) // len(self.num_frames)
+
     def order(self, samples: Any) -> Order:
         """A function of the seed and the epoch, in batches that go through the lengths of clips."""
         return Rounds(samples, self.batch_size, len(self.num_frames), self.trainer, self.seed)
