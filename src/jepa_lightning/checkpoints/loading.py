@@ -124,7 +124,7 @@ def load_network(network: nn.Module, networks: Networks, name: str) -> None:
     Raises:
         ValueError: names, shapes or positions that are not those of the network.
     """
-    state = dict(networks.states[name])
+    network, state = getattr(network, "_orig_mod", network), dict(networks.states[name])  # what was compiled
     epsilon = networks.options.get("epsilon", 0.0)
     own_epsilon = max([norm.eps for norm in network.modules() if isinstance(norm, nn.LayerNorm)], default=epsilon)
     # What is up to 1e-6 makes no difference to the variances that norms of tokens meet.

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -83,37 +82,16 @@ class SplitDataModule(pl.LightningDataModule):
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
-        """The held-out samples, in order; a fit without any goes without validation.
-
-        Raises:
-            FileNotFoundError: if there are none, and the Trainer is to do nothing but validate.
-        """
-        alone = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._held_out("val") if alone else self._loader("val")
+        """The held-out samples, in order."""
+        return self._loader("val")
 
     def test_dataloader(self) -> Any:
-        """The test samples, in order.
-
-        Raises:
-            FileNotFoundError: if there are none.
-        """
-        return self._held_out("test")
+        """The test samples, in order."""
+        return self._loader("test")
 
     def predict_dataloader(self) -> Any:
-        """The test samples, in order.
-
-        Raises:
-            FileNotFoundError: if there are none.
-        """
-        return self._held_out("test")
-
-    def _held_out(self, role: str) -> Any:
-        if role not in self.sets:
-            raise FileNotFoundError(
-                f"{type(self).__name__} has found no held-out data, so there is nothing to {role}: those of a folder, "
-                "list or shards are in root/val."
-            )
-        return self._loader(role)
+        """The test samples, in order."""
+        return self._loader("test")
 
 
 class FilesDataModule(SplitDataModule):
@@ -142,6 +120,14 @@ class FilesDataModule(SplitDataModule):
     def order(self, samples: Any) -> Order:
         """The order of the training samples, which are drawn from at random."""
         return Visits(samples, self.batch_size, self.trainer)
+
+    def check_found(self, stage: str | None) -> None:
+        """Raise a FileNotFoundError if a stage is for held-out samples, and there are none; a fit goes without."""
+        if stage not in (None, "fit") and not set(roles_of(stage)) <= set(self.sets):
+            raise FileNotFoundError(
+                f"{type(self).__name__} has found no held-out data, to validate, test or predict on: those of folders, "
+                "lists and shards are in root/val."
+            )
 
     @property
     def faulty(self) -> dict[str, str]:

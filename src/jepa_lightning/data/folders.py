@@ -90,7 +90,8 @@ def _list_files(folder: Path, classes: list[str] | None, extensions: tuple[str, 
 
 def _walk(folder: str, extensions: tuple[str, ...], above: frozenset[str] = frozenset()) -> Iterator[str]:
     """The files below a folder; `above` are the real paths of the folders that it is in, to which links may lead."""
-    above = above | {os.path.realpath(folder)}
+    real = os.path.realpath(folder)
+    above = (above or frozenset(map(str, Path(real).parents))) | {real}
     # os.scandir makes no object of a path for each file: on ImageNet that is seconds where Path.rglob takes minutes.
     with os.scandir(folder) as scan:
         entries = list(scan)

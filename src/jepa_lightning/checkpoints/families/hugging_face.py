@@ -67,6 +67,8 @@ def save_for_transformers(
         ValueError: positions or frames that the other side has no form for.
     """
     folder = Path(folder)
+    # Of compiled networks what they were made of.
+    encoder, predictor = getattr(encoder, "_orig_mod", encoder), getattr(predictor, "_orig_mod", predictor)
     if isinstance(encoder, VideoTransformer):
         config, state = _vjepa2(encoder, predictor)
     else:

@@ -56,7 +56,7 @@ def list_shard(shard: str, kinds: Kinds) -> list[Sample]:
     try:
         with tarfile.open(shard) as tar:
             for file in tar:
-                if file.isfile():
+                if file.isfile() and not os.path.basename(file.name).startswith("."):
                     stem, _, suffix = os.path.basename(file.name).partition(".")
                     key = os.path.join(os.path.dirname(file.name), stem)
                     if suffix.lower() in files.setdefault(key, {}):

@@ -191,6 +191,7 @@ class VideoDataModule(FilesDataModule):
                 self.std,
                 Faults("videos", self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
             )
+        self.check_found(stage)
 
     def _open(self, role: str) -> Samples | None:
         if self.dataset == "shards":
