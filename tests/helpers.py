@@ -1,5 +1,7 @@
 """What several test files share: a tiny module's options, a quiet Trainer, and data that need no disk."""
 
+import copy
+import io
 import multiprocessing
 import os
 import socket
@@ -8,13 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import toys
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
 GOLDEN = Path(__file__).parent / "golden" / "ijepa"
@@ -76,6 +84,15 @@ def random_images(num_images: int = 32, size: int | tuple[int, int] = 16, channe
     return torch.randn(num_images, channels, *shape, generator=torch.Generator().manual_seed(num_images))
 
 
+def logged_images(logger: TensorBoardLogger, tag: str) -> dict[int, Tensor]:
+    """The pictures in TensorBoard's files by step, `[3, rows, columns]` in [0, 1]."""
+    logger.experiment.flush()
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    pictures = {image.step: Image.open(io.BytesIO(image.encoded_image_string)) for image in events.Images(tag)}
+    return {step: torch.tensor(np.array(picture)).permute(2, 0, 1) / 255 for step, picture in pictures.items()}
+
+
 def loader(data: Tensor | Dataset[Any], batch_size: int = 8) -> DataLoader[Any]:
     """Batches in a fixed order; a bare tensor's are tuples of one tensor."""
     dataset: Dataset[Any] = TensorDataset(data) if isinstance(data, Tensor) else data
@@ -87,14 +104,24 @@ SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
 shards_on_cpu = pytest.mark.skipif(not SHARDS_ON_CPU, reason="FSDP2 wants a GPU in this torch")
 
 
+# Processes are forked from one that has imported all there is: to import it takes longer than most of these tests.
+multiprocessing.set_forkserver_preload(["jepa_lightning.cli"])
+
+
+def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
+    """How a process of its own ends that runs `function(*arguments)`."""
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 def in_two_processes(function: Callable[..., dict[str, Any]], folder: Path, *arguments: Any) -> list[dict[str, Any]]:
     """What `function(rank, folder, *arguments)` gives in each of two gloo processes: tensors and plain values."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (port, function, folder, arguments)
-    # Forked from a process that has imported all there is: to import it takes longer than most of these tests.
-    multiprocessing.set_forkserver_preload(["jepa_lightning.cli"])
     torch.multiprocessing.start_processes(_one_of_two, given, nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank {rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -135,6 +162,7 @@ def random_clips(num_clips: int = 8, frames: int = 4, size: int | tuple[int, int
 
 
 # --- Every method ----------------------------------------------------------------------------------------------------
+# A method that is added to METHODS is tested for everything that test_contracts.py and test_scale.py ask of all.
 
 VIEWS = {"num_global": 2, "num_local": 1, "local_size": 8, "num_slices": 8, "projector": (12, 8)}
 VIEWS |= {name: TINY[name] for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "warmup")}
@@ -150,22 +178,107 @@ METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
 }
 
 
+class Observed(NamedTuple):
+    """Images or clips, and a class."""
+
+    observation: Tensor
+    kind: Tensor
+
+
+def images(count: int = 16) -> Observed:
+    kind = torch.arange(count) % 2
+    return Observed(random_images(count) + 2 * kind.view(-1, 1, 1, 1), kind)
+
+
+def clips(count: int = 16) -> Observed:
+    kind = torch.arange(count) % 2
+    return Observed(random_clips(count) + 2 * kind.view(-1, 1, 1, 1, 1), kind)
+
+
+class Case(NamedTuple):
+    """A method, its options, and a batch of so many samples of its data, with a field `kind` of two classes."""
+
+    method: type[Any]
+    options: dict[str, Any]
+    data: Callable[[int], Any]
+
+
+# What a method reads that has neither images nor, where there are `num_frames`, clips.
+DATA: dict[str, Callable[[int], Any]] = {}
+OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
+CASES: dict[str, Case] = {
+    **{
+        name: Case(method, options, DATA.get(name, clips if "num_frames" in options else images))
+        for name, (method, options) in METHODS.items()
+    },
+    "two encoders, three optimisers": Case(toys.TwoEncoders, {}, toys.transitions),
+    "unequal lengths": Case(toys.SeriesJEPA, {"warmup": 0.0}, toys.series),
+    "three predictions": Case(toys.ThreePredictions, {"warmup": 0.0}, toys.sets),
+    "frozen encoder": Case(toys.Frozen, OF_IMAGES, images),
+    "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
+}
+
+
 def made(name: str, **options: Any) -> Any:
-    """A method with plain gradient steps, which do not blow up rounding errors as Adam's do."""
-    base, tiny = METHODS[name]
-    momentum = {} if base is LeJEPA else {"momentum": (0.5, 0.5)}
-
-    class PlainSteps(base):  # type: ignore[misc, valid-type]
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
-
+    """A method as it is, always with the same weights."""
     torch.manual_seed(0)
-    return eager(PlainSteps(**tiny | momentum | options))
+    return CASES[name].method(**CASES[name].options | options)
+
+
+class PlainSteps:
+    """Plain gradient steps, which do not blow up rounding errors as Adam's do, with the method's rates; fast teachers.
+
+    A method that optimises by hand keeps its own steps.
+    """
+
+    def configure_optimizers(self: Any) -> Any:
+        if not self.automatic_optimization:
+            return super().configure_optimizers()  # type: ignore[misc]
+        groups = self.parameter_groups(0.0)
+        return torch.optim.SGD([{"params": g["params"], "lr": 0.05 * g["multiplier"]} for g in groups], lr=0.05)
+
+    def teachers(self) -> Any:
+        return [teacher._replace(momentum=half) for teacher in super().teachers()]  # type: ignore[misc]
+
+
+def half(step: int, total: int) -> float:
+    return 0.5
+
+
+def plain(name: str, **options: Any) -> Any:
+    """A method with plain steps, and with weights so large that everything has an effect."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    return eager(type(case.method.__name__, (PlainSteps, case.method), {})(**case.options | options))
 
 
 def observations(name: str, number: int = 16) -> Tensor:
-    """Clips or images, whatever the method trains on."""
-    return random_clips(number) if name.startswith("V-JEPA") else random_images(number)
+    """What a method trains on, without classes."""
+    return random_clips(number) if "num_frames" in METHODS[name][1] else random_images(number)
+
+
+class Data(pl.LightningDataModule):
+    """Training data of a case in an order that can be resumed, and held-out data."""
+
+    def __init__(self, name: str, batch_size: int = 4) -> None:
+        super().__init__()
+        self.name, self.size = name, batch_size
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows = toys.Rows(CASES[self.name].data(16))
+        return ResumableLoader(rows, self.size, sampler=Order(rows, self.size, self.trainer, seed=0))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(toys.Rows(CASES[self.name].data(12)), batch_size=self.size)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """Those in nested tuples and lists."""
+    if isinstance(values, Tensor):
+        return [values]
+    return [tensor for value in values or () for tensor in tensors(value)]
 
 
 # --- Comparing -------------------------------------------------------------------------------------------------------
@@ -177,6 +290,28 @@ def eager(module: nn.Module) -> nn.Module:
         if parameter.requires_grad and parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
     return module
+
+
+def copies(module: nn.Module) -> dict[str, Any]:
+    """The state of a module as it is now."""
+    return copy.deepcopy(module.state_dict())
+
+
+def difference(a: Any, b: Any, path: str = "state") -> str:
+    """Where nested values first differ, tensors by any bit; nothing where they are equal."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return "" if torch.equal(a, b) else f"{path}: {a} and {b}"
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return f"{path}: {a.keys() ^ b.keys()} are in one of them only"
+        return next((found for key in a if (found := difference(a[key], b[key], f"{path}/{key}"))), "")
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        if len(a) != len(b):
+            return f"{path}: {len(a)} and {len(b)} entries"
+        return next(
+            (found for i, pair in enumerate(zip(a, b, strict=True)) if (found := difference(*pair, f"{path}/{i}"))), ""
+        )
+    return "" if a == b else f"{path}: {a} and {b}"
 
 
 def assert_close(ours: Tensor, theirs: Tensor, name: str, but: Tensor | None = None) -> None:

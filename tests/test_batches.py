@@ -48,19 +48,15 @@ def test_fields(batch: Any, reads: tuple[str, ...], names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: batches.fields("abc"), TypeError, "got a str"),
-        (lambda: batches.fields(()), ValueError, "the batch is empty"),
-        (lambda: batches.fields({}), ValueError, "the batch is empty"),
+        (lambda: batches.fields("abc"), TypeError, "str"),
+        (lambda: batches.fields(()), ValueError, "empty"),
+        (lambda: batches.fields({}), ValueError, "empty"),
         (lambda: batches.observations({"name": ["a"], "image": X}), TypeError, "'name' is a list.*name, image"),
-        (
-            lambda: batches.observations(Pair(X, Y), ("series",)),
-            ValueError,
-            "reads series.*image, species.*series is missing",
-        ),
+        (lambda: batches.observations(Pair(X, Y), ("series",)), ValueError, "image, species.*series is missing"),
         (lambda: batches.observations((X,), ("state", "action")), ValueError, "action is missing"),
-        (lambda: batches.label(Pair(X, Y), "kind"), ValueError, "no label 'kind'.*the labels species"),
-        (lambda: batches.label(X), ValueError, "none: give labelled data"),
-        (lambda: batches.label({"image": X, "name": ["a"]}), ValueError, "'name' of a batch is a list"),
+        (lambda: batches.label(Pair(X, Y), "kind"), ValueError, "'kind'.*species"),
+        (lambda: batches.label(X), ValueError, "no label.*none"),
+        (lambda: batches.label({"image": X, "name": ["a"]}), ValueError, "'name'.* list"),
     ],
 )
 def test_what_cannot_be_read(call: Any, error: type[Exception], message: str) -> None:
@@ -91,19 +87,19 @@ def test_classes(given: Any, options: dict[str, Any], expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "options"),
+    ("given", "options", "message"),
     [
-        (torch.tensor([3]), {"num_classes": 3}),
-        (torch.tensor([-2]), {"num_classes": 3}),
-        (torch.tensor([10**9]), {}),
-        (torch.tensor([0.0]), {}),
-        (torch.zeros(2, 3, dtype=torch.long), {}),
-        (torch.zeros(2, 3, 3, dtype=torch.long), {}),
-        (torch.zeros(2, 3, 3), {"maps": True}),
+        (torch.tensor([3]), {"num_classes": 3}, "3 classes"),
+        (torch.tensor([-2]), {"num_classes": 3}, "-2 .*3 classes"),
+        (torch.tensor([10**9]), {}, "1000000000"),
+        (torch.tensor([0.0]), {}, "float32"),
+        (torch.zeros(2, 3, dtype=torch.long), {}, r"\[2, 3\]"),
+        (torch.zeros(2, 3, 3, dtype=torch.long), {}, r"\[2, 3, 3\]"),
+        (torch.zeros(2, 3, 3), {"maps": True}, "float32"),
     ],
 )
-def test_classes_that_are_none(given: Tensor, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected one class a sample|do not fit the \d+ classes"):
+def test_classes_that_are_none(given: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         batches.classes(given, **options)
 
 
@@ -112,7 +108,7 @@ def test_numbers() -> None:
     assert batches.numbers(given, 4).tolist() == [[0, 1, 2, 3], [6, 7, 8, 9]]
     assert batches.numbers(torch.tensor([1, 2]), 1).tolist() == [[1], [2]]
     for wrong in (torch.zeros(2), torch.tensor([[0.0, torch.nan], [0, 0]])):
-        with pytest.raises(ValueError, match="expected 2 finite numbers"):
+        with pytest.raises(ValueError, match="2 finite numbers"):
             batches.numbers(wrong, 2)
 
 

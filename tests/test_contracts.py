@@ -1,28 +1,36 @@
-"""What a user gets of every method: the six that stand, and the toys of `toys.py` that broke version 1."""
+"""What a user gets of every method: of those in METHODS, and of the toys of `toys.py`, which are unlike them."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import json
+import math
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import toys
 from helpers import (
+    CASES,
     METHODS,
+    OF_IMAGES,
     TINY,
+    Data,
     assert_close,
-    in_two_processes,
+    difference,
+    images,
+    made,
+    plain,
     quiet_trainer,
-    random_clips,
     random_images,
+    tensors,
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,9 +38,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
-from jepa_lightning import IJEPA, JEPA, MaskedJEPA, Prediction, evaluation
+from jepa_lightning import IJEPA, JEPA, MaskedJEPA, Prediction, evaluation, load_encoder
 from jepa_lightning.callbacks import (
     AttentiveProbe,
     Cockpit,
@@ -45,127 +53,20 @@ from jepa_lightning.callbacks import (
 )
 from jepa_lightning.cli import main
 from jepa_lightning.clock import clock
-from jepa_lightning.data.resume import Order, ResumableLoader
 from jepa_lightning.modules.training import TrainingModule
 
 
-class Image(NamedTuple):
-    """Images or clips, and a class."""
-
-    observation: Tensor
-    kind: Tensor
-
-
-def images(count: int = 16) -> Image:
-    kind = torch.arange(count) % 2
-    return Image(random_images(count) + 2 * kind.view(-1, 1, 1, 1), kind)
-
-
-def clips(count: int = 16) -> Image:
-    kind = torch.arange(count) % 2
-    return Image(random_clips(count) + 2 * kind.view(-1, 1, 1, 1, 1), kind)
-
-
-class Case(NamedTuple):
-    """A method, its options, and its data."""
-
-    method: type[Any]
-    options: dict[str, Any]
-    data: Callable[[int], Any]
-
-
-OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
-CASES = {
-    **{
-        name: Case(method, options, clips if name.startswith("V-JEPA") else images)
-        for name, (method, options) in METHODS.items()
-    },
-    "two encoders, three optimisers": Case(toys.TwoEncoders, {}, toys.transitions),
-    "unequal lengths": Case(toys.SeriesJEPA, {"warmup": 0.0}, toys.series),
-    "three predictions": Case(toys.ThreePredictions, {"warmup": 0.0}, toys.sets),
-    "frozen encoder": Case(toys.Frozen, OF_IMAGES, images),
-    "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
-}
-BY_HAND = [name for name, case in CASES.items() if case.method is toys.TwoEncoders]
-
-
-def made(name: str, **options: Any) -> Any:
-    torch.manual_seed(0)
-    return CASES[name].method(**CASES[name].options | options)
-
-
-class PlainSteps:
-    """Plain gradient steps, which do not blow up rounding errors as Adam's do, with the rates that a method says."""
-
-    def configure_optimizers(self: Any) -> Any:
-        groups = self.parameter_groups(0.0)
-        return torch.optim.SGD([{"params": g["params"], "lr": 0.05 * g["multiplier"]} for g in groups], lr=0.05)
-
-
-def plain(name: str, **options: Any) -> Any:
-    """A method with plain gradient steps; one that optimises by hand has them already."""
-    case = CASES[name]
-    bases = (case.method,) if name in BY_HAND else (PlainSteps, case.method)
-    torch.manual_seed(0)
-    return type(case.method.__name__, bases, {})(**case.options | options)
-
-
-class Data(pl.LightningDataModule):
-    """Training data in an order that can be resumed, and held-out data."""
-
-    def __init__(self, name: str, batch_size: int = 4) -> None:
-        super().__init__()
-        self.name, self.size = name, batch_size
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        rows = toys.Rows(CASES[self.name].data(16))
-        return ResumableLoader(rows, self.size, sampler=Order(rows, self.size, self.trainer, seed=0))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(toys.Rows(CASES[self.name].data(12)), batch_size=self.size)
-
-    test_dataloader = predict_dataloader = val_dataloader
-
-
-class Steps(pl.Callback):
-    """Students and teachers after every batch, before the teachers move; and the rates of every optimiser at work."""
-
-    def __init__(self) -> None:
-        self.students: list[dict[str, dict[str, Tensor]]] = []
-        self.teachers: list[dict[str, dict[str, Tensor]]] = []
-        self.rates: list[float] = []
-        self._hook: Any = None
-
-    def look(self, module: Any, field: str) -> dict[str, dict[str, Tensor]]:
-        names = [getattr(teacher, field) for teacher in module.teachers()]
-        return {n: {k: v.clone() for k, v in module.get_submodule(n).named_parameters()} for n in names}
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        def look(optimizer: Any, args: Any, kwargs: Any) -> None:
-            self.rates += [group["lr"] for group in optimizer.param_groups]
-
-        self._hook = register_optimizer_step_pre_hook(look)
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._hook.remove()
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.teachers.append(self.look(pl_module, "teacher"))
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.students.append(self.look(pl_module, "student"))
-
-
 def probes(name: str) -> list[pl.Callback]:
-    further: list[pl.Callback] = []
-    if name == "actions":
-        further = [RegressionProbe(4, name="position", label="position")]
-    label = "kind" if name == "actions" else None
+    """Of the class, and of the position where there is one."""
+    regression: list[pl.Callback] = []
+    if "position" in CASES[name].data(2)._fields:
+        regression = [RegressionProbe(4, name="position", label="position")]
+    classes = {"label": "kind"}
     return [
-        LinearProbe(2, label=label),
-        KNNProbe(label=label, bank_size=8),
-        AttentiveProbe(2, label=label, num_heads=2),
-        *further,
+        LinearProbe(2, **classes),
+        KNNProbe(bank_size=8, **classes),
+        AttentiveProbe(2, num_heads=2, **classes),
+        *regression,
     ]
 
 
@@ -174,32 +75,39 @@ def probes(name: str) -> list[pl.Callback]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_all_that_watches(name: str, tmp_path: Path) -> None:
-    """Fit, validate, test and predict with monitor, probes and cockpit: every embedding and prediction is there."""
-    module, watching = made(name), [CollapseMonitor(2), *probes(name), Cockpit(6)]
-    trainer = quiet_trainer(
-        tmp_path,
-        max_epochs=2,
-        callbacks=watching,
-        log_every_n_steps=1,
-        logger=TensorBoardLogger(tmp_path, version="it"),
-    )
-    trainer.fit(module, Data(name))
+    """Monitor, probes and cockpit tell of every embedding and prediction, and nothing is trained otherwise for them."""
+    rows = toys.Rows(CASES[name].data(12))
+
+    def fit(watching: list[pl.Callback], logger: Any) -> tuple[Any, pl.Trainer]:
+        module = made(name)
+        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=watching, log_every_n_steps=1, logger=logger)
+        pl.seed_everything(5, verbose=False)
+        # What a loader shuffles by comes from the generator that a callback may not touch.
+        trainer.fit(module, DataLoader(rows, 4, shuffle=True), DataLoader(rows, 4))
+        return module, trainer
+
+    watching = [CollapseMonitor(2), *probes(name), Cockpit(6)]
+    module, trainer = fit(watching, TensorBoardLogger(tmp_path, version="it"))
+    assert not difference(module.state_dict(), fit([], False)[0].state_dict())
     latents = module.latents(CASES[name].data(4))
-    assert module.loss(latents)["loss"].isfinite()
-    assert module.energy(latents).shape == (4,)
     logged = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
     branches = [*latents.embeddings, *(f"prediction/{each}".rstrip("/") for each in latents.predictions)]
     expected = {f"collapse/{branch}/{metric}" for branch in branches for metric in ("rankme", "std", "cosine")}
     expected |= {"train/loss", "val/loss", "train/constant_loss", "train/skipped_steps"}
     expected |= {f"probe/{probe}/accuracy" for probe in ("linear", "knn", "attentive")}
-    expected |= {"probe/position/r2"} if name == "actions" else set()
+    expected |= {f"probe/{probe.name}/r2" for probe in watching if isinstance(probe, RegressionProbe)}
     assert expected <= logged.keys()
-    assert all(torch.isfinite(torch.tensor(value)) for value in logged.values())
+    assert all(math.isfinite(value) for value in logged.values())
     assert logged["train/skipped_steps"] == 0
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "it")).Reload()
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert (tmp_path / "lightning_logs" / "it" / "projector_config.pbtxt").exists()
-    trainer = quiet_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_validate_test_and_predict(name: str, tmp_path: Path) -> None:
+    """Features are the module's own, of every sample in its place, with all labels."""
+    module, trainer = made(name), quiet_trainer(tmp_path)
     assert "val/loss" in trainer.validate(module, Data(name), verbose=False)[0]
     assert "test/loss" in trainer.test(module, Data(name), verbose=False)[0]
     predicted = trainer.predict(module, Data(name))
@@ -210,17 +118,16 @@ def test_all_that_watches(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_evaluate(name: str, tmp_path: Path) -> None:
+def test_evaluate(name: str) -> None:
     """A line for each probe of a class, of the module's own features."""
-    module = made(name)
-    readings = evaluation.evaluate(module, Data(name), steps=3, accelerator="cpu")
+    readings = evaluation.evaluate(made(name), Data(name), steps=3, accelerator="cpu")
     assert {"linear", "kNN"} <= {reading.probe for reading in readings if reading.label == "kind"}
     assert all(reading.value <= 1 for reading in readings)
-    if name == "actions":
+    if "position" in CASES[name].data(2)._fields:
         assert "regression" in {reading.probe for reading in readings if reading.label == "position"}
 
 
-@pytest.mark.parametrize("name", ["two encoders, three optimisers", "unequal lengths", "actions", "LeJEPA"])
+@pytest.mark.parametrize("name", ["unequal lengths", "LeJEPA"])
 def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a checkpoint whose encoder nobody but its own method knows, the method's features."""
     monkeypatch.chdir(tmp_path)
@@ -229,7 +136,7 @@ def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, mon
     trainer.save_checkpoint("it.ckpt")
     recipe = {"class_path": f"{case.method.__module__}.{case.method.__qualname__}", "init_args": case.options}
     (tmp_path / "recipe.yaml").write_text(json.dumps({"model": recipe}))
-    given = ["--config=recipe.yaml", "--data=test_contracts.Data", f"--data.name={name}", "--ckpt_path=it.ckpt"]
+    given = ["--config=recipe.yaml", "--data=helpers.Data", f"--data.name={name}", "--ckpt_path=it.ckpt"]
     given += ["--trainer.accelerator=cpu", "--trainer.logger=false"]
     main(["evaluate", *given, "--steps=3"])
     rows = (tmp_path / "evaluation.csv").read_text()
@@ -241,51 +148,172 @@ def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, mon
     assert_close(torch.from_numpy(features), expected, "features")
 
 
+# --- Step ------------------------------------------------------------------------------------------------------------
+
+
+def drawn(
+    name: str, batch_idx: int = 0, epoch: int = 0, rank: int = 0, ranks: int = 1, seed: int = 1, training: bool = True
+) -> list[Tensor]:
+    """What a method draws for its part of 16 samples in one process of several, tensor by tensor."""
+    module = made(name).train(training)
+    first = SimpleNamespace(broadcast=lambda own: seed)  # whom all follow, however they have seeded themselves
+    module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, current_epoch=epoch, strategy=first)
+    batch = CASES[name].data(16)
+    batch = type(batch)(*(field[rank::ranks] for field in batch))
+    torch.manual_seed(seed + rank)
+    torch.rand(3)  # how far the generator has come plays no part
+    return tensors(module.draw(batch, module.rng(16 // ranks, batch_idx)))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method.draw is not JEPA.draw])
+def test_draws_follow_seed_epoch_batch_and_place(name: str) -> None:
+    """A process draws for its own samples what one process would; held-out data have the same in every epoch."""
+
+    def differ(other: list[Tensor]) -> bool:
+        return all(bool((a != b).any()) for a, b in zip(one, other, strict=True))
+
+    one = drawn(name)
+    assert one
+    assert not difference(one, drawn(name))
+    assert all(differ(drawn(name, **place)) for place in ({"batch_idx": 1}, {"epoch": 1}, {"seed": 2}))
+    for rank in range(2):
+        assert not difference([each[rank::2] for each in one], drawn(name, rank=rank, ranks=2))
+    held_out = drawn(name, training=False)
+    assert differ(held_out)
+    assert not difference(held_out, drawn(name, training=False, epoch=1))
+    assert difference(held_out, drawn(name, training=False, batch_idx=1))
+
+
+@pytest.mark.parametrize("name", [name for name, (method, _) in METHODS.items() if issubclass(method, MaskedJEPA)])
+def test_the_context_does_not_see_what_is_hidden(name: str) -> None:
+    module, batch = plain(name).eval(), CASES[name].data(3)
+    observation = batch[0]
+    masks = module.draw(observation, module.rng(3, 0))
+    for kind, (context, _) in module.kinds(masks).items():
+        grid = module.grid_of(observation)
+        tokens = torch.zeros(3, math.prod(grid)).scatter(1, context, 1.0).view(3, 1, *grid)
+        seen = F.interpolate(tokens, observation.shape[2:]).bool()
+        assert 0 < seen.float().mean() < 1
+        original, hidden, changed = (
+            module.latents(each, masks)
+            for each in (observation, torch.where(seen, observation, 9.0), observation + seen)
+        )
+        embedding = f"context/{kind}".rstrip("/")
+        before, after = (each.predictions[kind] for each in (original, hidden))
+        assert torch.equal(original.embeddings[embedding].values, hidden.embeddings[embedding].values)
+        assert torch.equal(before.prediction, after.prediction)
+        assert not torch.allclose(before.target, after.target)
+        assert not torch.allclose(original.embeddings[embedding].values, changed.embeddings[embedding].values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name: str) -> None:
+    """All that is to be trained has one, as DDP demands; no teacher has, and no target that a teacher makes."""
+    module = plain(name).train()
+    module.configure_model()
+    latents = module.latents(CASES[name].data(6))
+    module.loss(latents)["loss"].backward()
+    teachers = tuple(f"{teacher.teacher}." for teacher in module.teachers())
+    assert not (teachers and any(each.target.requires_grad for each in latents.predictions.values()))
+    for key, parameter in module.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None), key
+        assert not (parameter.requires_grad and key.startswith(teachers)), key
+        if parameter.requires_grad and parameter.ndim > 1:  # a bias may be without effect
+            assert parameter.grad.any(), key
+    assert any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_energies(name: str) -> None:
+    """One for each sample, whatever else is in the batch; their mean is what the loss has of them."""
+    module, batch = made(name).eval(), CASES[name].data(6)
+    masks = module.draw(batch, module.rng(6, 0))
+    latents = module.latents(batch, masks)
+    terms, energy = module.loss(latents), module.energy(latents)
+    assert energy.shape == (6,)
+    torch.testing.assert_close(energy.mean(), terms.get("energy", terms["loss"]))
+    other = module.latents(type(batch)(batch[0].index_fill(0, torch.tensor(5), 0.0), *batch[1:]), masks)
+    torch.testing.assert_close(module.energy(other)[:5], energy[:5])
+
+
 # --- Teachers and rates ----------------------------------------------------------------------------------------------
+
+
+class Steps(pl.Callback):
+    """Students and teachers after every batch, before the teachers move; and the rates of every optimiser at work."""
+
+    def __init__(self) -> None:
+        self.students: list[dict[str, dict[str, Tensor]]] = []
+        self.teachers: list[dict[str, dict[str, Tensor]]] = []
+        self.rates: list[float] = []
+        self.hook: Any = None
+
+    def look(self, module: Any, field: str) -> dict[str, dict[str, Tensor]]:
+        names = [getattr(teacher, field) for teacher in module.teachers()]
+        return {n: {k: v.clone() for k, v in module.get_submodule(n).named_parameters()} for n in names}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        def look(optimizer: Any, args: Any, kwargs: Any) -> None:
+            self.rates += [group["lr"] for group in optimizer.param_groups]
+
+        self.hook = register_optimizer_step_pre_hook(look)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.hook.remove()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.teachers.append(self.look(pl_module, "teacher"))
+        for names in pl_module.teachers():
+            assert not any(part.training for part in pl_module.get_submodule(names.teacher).modules())
+            assert pl_module.get_submodule(names.student).training == (pl_module.rates().get(names.student) != 0)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.students.append(self.look(pl_module, "student"))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_momentum_and_rates_at_every_step(name: str, tmp_path: Path) -> None:
     """Teachers by hand, from the students after each step; no rate of any optimiser, probes' included, is negative."""
     module, steps = made(name), Steps()
-    trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[steps, *probes(name)])
-    trainer.fit(module, Data(name))
-    assert len(steps.students) == 12
+    quiet_trainer(tmp_path, max_epochs=2, callbacks=[steps, *probes(name)], limit_val_batches=0).fit(module, Data(name))
+    assert len(steps.students) == 8
     assert min(steps.rates) >= 0
     by_hand = steps.teachers[0]
+    for teacher in module.teachers():  # which start as their students
+        student = made(name).get_submodule(teacher.student)
+        assert not difference(by_hand[teacher.teacher], dict(student.named_parameters()))
     for step, students in enumerate(steps.students):
         after = [*steps.teachers, steps.look(module, "teacher")][step + 1]
         for teacher in module.teachers():
-            momentum = teacher.momentum(step, 12)
+            momentum = teacher.momentum(step, 8)
             assert 0 <= momentum <= 1
             for key, value in by_hand[teacher.teacher].items():
                 value.lerp_(students[teacher.student][key], 1 - momentum)
                 torch.testing.assert_close(after[teacher.teacher][key], value, rtol=1e-5, atol=1e-6)
-    # What follows a student that moves has moved, unless its momentum is one.
-    for teacher in module.teachers():
-        moved = any(not torch.equal(a, b) for a, b in zip(
-            steps.look(module, "student")[teacher.student].values(),
-            steps.students[0][teacher.student].values(), strict=True))  # fmt: skip
-        assert moved == (name != "frozen encoder")
+    ends = steps.look(module, "student")
+    for student in ends:
+        frozen = module.rates().get(student) == 0
+        assert bool(difference(ends[student], steps.students[0][student])) != frozen
 
 
 def test_a_callback_of_ones_own_replaces_all_momenta(tmp_path: Path) -> None:
-    module = made("two encoders, three optimisers")
-    quiet_trainer(tmp_path, max_epochs=1, callbacks=[EMATargetEncoder((0.0, 0.0))]).fit(
-        module, Data("two encoders, three optimisers")
-    )
+    """It is the only one; at momentum zero the teachers are their students."""
+    name = "two encoders, three optimisers"
+    module, ema = made(name), EMATargetEncoder((0.0, 0.0))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[ema])
+    trainer.fit(module, Data(name))
+    assert [callback for callback in trainer.callbacks if isinstance(callback, EMATargetEncoder)] == [ema]
     for teacher in module.teachers():
-        student = module.get_submodule(teacher.student).state_dict()
-        assert all(
-            torch.equal(value, student[key])
-            for key, value in module.get_submodule(teacher.teacher).state_dict().items()
-        )
+        student, follower = (module.get_submodule(each).state_dict() for each in teacher[:2])
+        assert not difference(student, follower)
+    with pytest.raises(ValueError, match=r"\[0, 1\].*1\.1"):
+        EMATargetEncoder((0.9, 1.1))
 
 
 def test_a_teacher_is_a_network_of_its_own(tmp_path: Path) -> None:
     module = made("actions")
     module.teacher = module.encoder
-    with pytest.raises(ValueError, match=r"teacher.*must be a network of its own"):
+    with pytest.raises(ValueError, match=r"teacher.*encoder"):
         quiet_trainer(tmp_path, max_epochs=1).fit(module, Data("actions"))
 
 
@@ -302,7 +330,7 @@ def test_frozen_networks_and_multipliers(tmp_path: Path) -> None:
             rates.append({name: where.get(id(p)) for name, p in pl_module.named_parameters()})
 
     quiet_trainer(tmp_path, max_epochs=1, callbacks=[Look()]).fit(module, Data("frozen encoder"))
-    assert all(torch.equal(value, before[name]) for name, value in module.context_encoder.state_dict().items())
+    assert not difference(module.context_encoder.state_dict(), before)
     for name, rate in rates[-1].items():
         if name.startswith("predictor.predictor_embed"):
             assert rate == pytest.approx(0.01)
@@ -315,32 +343,27 @@ def test_frozen_networks_and_multipliers(tmp_path: Path) -> None:
         def rates(self) -> dict[str, float]:
             return {"encoder": 0.0}
 
-    with pytest.raises(ValueError, match=r"names 'encoder', but the networks of this module are .*context_encoder"):
+    with pytest.raises(ValueError, match=r"'encoder'.*context_encoder"):
         quiet_trainer(tmp_path, max_epochs=1).fit(Misnamed(**OF_IMAGES), Data("frozen encoder"))
 
 
 # --- Accumulation and clipping ---------------------------------------------------------------------------------------
 
 
-def batches_of(name: str, size: int, count: int) -> list[Any]:
-    loader = DataLoader(toys.Rows(CASES[name].data(16)), size)
-    return [batch for batch, _ in zip(loader, range(count), strict=False)]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_accumulation(name: str, tmp_path: Path) -> None:
     """The step of two batches is that of the mean of their losses, each by the weight of what it has predicted."""
     module = plain(name)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2, limit_train_batches=2)
-    data = DataLoader(toys.Rows(CASES[name].data(16)), 5)
-    if name in BY_HAND:
-        with pytest.raises(MisconfigurationException, match="accumulation is not supported for manual"):
+    trainer = quiet_trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2)
+    data = DataLoader(toys.Rows(CASES[name].data(10)), 5)
+    if not module.automatic_optimization:
+        with pytest.raises(MisconfigurationException, match="accumulation"):
             trainer.fit(module, data)
         return
     reference = copy.deepcopy(module).train()
     reference.configure_model()
     losses, weights = [], []
-    for number, batch in enumerate(batches_of(name, 5, 2)):
+    for number, batch in enumerate(data):
         latents = reference.latents(batch, reference.draw(batch, reference.rng(5, number)))
         losses.append(reference.loss(latents)["loss"])
         given = [each.weight.sum() for each in latents.predictions.values() if each.weight is not None]
@@ -362,11 +385,17 @@ def test_accumulation(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_clipping(name: str, tmp_path: Path) -> None:
-    """No gradient is longer than the limit, of a network where each is clipped for itself; by hand, it is refused."""
-    module = plain(name)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, gradient_clip_val=1e-4)
-    if name in BY_HAND:
-        with pytest.raises(MisconfigurationException, match="gradient clipping is not supported for manual"):
+    """Gradients, accumulated ones too, are as long as the limit; what optimises by hand refuses it.
+
+    A method may clip each of its networks for itself.
+    """
+    module, limit = plain(name), 1e-4
+    accumulate = 2 if module.automatic_optimization else 1
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, gradient_clip_val=limit, accumulate_grad_batches=accumulate, limit_val_batches=0
+    )
+    if not module.automatic_optimization:
+        with pytest.raises(MisconfigurationException, match="clipping"):
             trainer.fit(module, Data(name))
         return
     norms: list[float] = []
@@ -378,46 +407,52 @@ def test_clipping(name: str, tmp_path: Path) -> None:
     hook = register_optimizer_step_post_hook(look)
     trainer.fit(module, Data(name))
     hook.remove()
-    assert len(norms) == 4
-    assert 0 < max(norms) <= 1e-4 * (2**0.5 if name.startswith("V-JEPA") else 1) * 1.01
+    assert len(norms) == 2
+    longest = limit
+    if CASES[name].method.configure_gradient_clipping is not JEPA.configure_gradient_clipping:
+        longest *= len(list(module.children())) ** 0.5
+    assert all(0.9 * limit < norm < 1.01 * longest for norm in norms)
 
 
 # --- Resuming --------------------------------------------------------------------------------------------------------
 
 
+class Losses(pl.Callback):
+    """The loss of every batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(float(outputs["loss"]))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_resume_in_mid_epoch(name: str, tmp_path: Path) -> None:
-    """Bit for bit: losses, weights, optimisers and probes."""
+    """Bit for bit: losses, weights, optimisers, schedules and probes, whatever has been seeded anew."""
+    per_batch = 1 if made(name).automatic_optimization else 3
 
-    class Losses(pl.Callback):
-        def __init__(self) -> None:
-            self.seen: list[float] = []
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.seen.append(float(outputs["loss"]))
-
-    def run(ckpt_path: str | None) -> tuple[list[float], dict[str, Any]]:
+    def run(ckpt_path: Path | None = None) -> tuple[list[float], dict[str, Any]]:
         pl.seed_everything(0 if ckpt_path is None else 5, verbose=False)
         module, losses = CASES[name].method(**CASES[name].options), Losses()
         torch.manual_seed(0)  # what is drawn is a function of the seed
-        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3 * per_batch, save_top_k=-1)
         watching = [losses, CollapseMonitor(3), *probes(name), saving]
         trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=watching, enable_checkpointing=True)
         trainer.fit(module, Data(name), ckpt_path=ckpt_path, weights_only=True)
         trainer.save_checkpoint(tmp_path / "end.ckpt")
         return losses.seen, torch.load(tmp_path / "end.ckpt", weights_only=True)
 
-    whole, expected = run(None)
-    per_batch = 3 if name in BY_HAND else 1
-    after, found = run(str(tmp_path / f"step={2 * per_batch}.ckpt"))
+    whole, expected = run()
+    after, found = run(tmp_path / f"step={3 * per_batch}.ckpt")
     assert len(whole) == 8
-    assert after == whole[2:]
+    assert after == whole[3:]
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert same(expected[part], found[part]), part
+        assert not difference(expected[part], found[part], part)
     kinds = ("LinearProbe", "KNNProbe", "AttentiveProbe", "RegressionProbe")
     watched = [key for key in expected["callbacks"] if key.startswith(kinds)]
-    assert len(watched) == 3 + (name == "actions")
-    assert all(same(expected["callbacks"][key], found["callbacks"][key]) for key in watched)
+    assert len(watched) == len(probes(name))
+    assert not any(difference(expected["callbacks"][key], found["callbacks"][key], key) for key in watched)
 
 
 def test_resume_within_accumulated_batches(tmp_path: Path) -> None:
@@ -441,65 +476,10 @@ def test_resume_within_accumulated_batches(tmp_path: Path) -> None:
     whole = run()
     saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
     assert saved["gradients_weight"] > 0
-    assert same(whole, run(ckpt_path=tmp_path / "within.ckpt", weights_only=True))
+    assert not difference(whole, run(ckpt_path=tmp_path / "within.ckpt", weights_only=True))
     del saved["gradients_weight"]
     torch.save(saved, tmp_path / "without.ckpt")
-    assert not same(whole, run(ckpt_path=tmp_path / "without.ckpt", weights_only=True))
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether nested values are equal, tensors bit for bit."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
-# --- Two processes ---------------------------------------------------------------------------------------------------
-
-# The others' are in test_scale.py, beside their sharded trainings.
-IN_TWO = [name for name in CASES if name not in METHODS]
-
-
-def trained(name: str, folder: Path, devices: int) -> dict[str, Tensor]:
-    """The weights after an epoch of four batches, of all processes together."""
-    pl.seed_everything(0, verbose=False)
-    module = plain(name, **({"momentum": (0.5, 0.5)} if issubclass(CASES[name].method, MaskedJEPA) else {}))
-    rows = toys.Rows(CASES[name].data(16))
-    # Lightning's own would shuffle on several ranks only.
-    sampler = DistributedSampler(rows, shuffle=False) if devices > 1 else None  # type: ignore[arg-type,var-annotated]
-    trainer = quiet_trainer(
-        folder, max_epochs=1, devices=devices, strategy="ddp" if devices > 1 else "auto", callbacks=[CollapseMonitor(2)]
-    )
-    trainer.fit(module, DataLoader(rows, 4 // devices, sampler=sampler))
-    logged = {
-        tag: trainer.callback_metrics[tag].double() for tag in sorted(trainer.callback_metrics) if "target" in tag
-    }
-    return {key: torch.as_tensor(value) for key, value in module.state_dict().items()} | logged
-
-
-def two_processes(rank: int, folder: Path) -> dict[str, Any]:
-    return {name: trained(name, folder, 2) for name in IN_TWO}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.mark.parametrize("name", IN_TWO)
-def test_two_processes_are_one(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Each draws for its own samples what one process draws for them, and losses by weights are of the whole batch."""
-    expected = trained(name, tmp_path, 1)
-    for rank in ranks:
-        assert rank[name].keys() == expected.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(
-                rank[name][key], value, rtol=1e-3, atol=1e-5, msg=lambda t, key=key: f"{key}: {t}"
-            )
+    assert difference(whole, run(ckpt_path=tmp_path / "without.ckpt", weights_only=True))
 
 
 # --- Copies ----------------------------------------------------------------------------------------------------------
@@ -507,62 +487,82 @@ def test_two_processes_are_one(name: str, ranks: list[dict[str, Any]], tmp_path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_copies(name: str, tmp_path: Path) -> None:
-    """A checkpoint, a deep copy and a pickle give the features of the module, and hparams that rebuild it."""
+    """A checkpoint, a deep copy and a pickle are the module again; another training starts where it ended."""
     module, data = made(name), CASES[name].data(4)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, Data(name))
-    trainer.save_checkpoint(tmp_path / "it.ckpt")
-    loaded = type(module).load_from_checkpoint(tmp_path / "it.ckpt", weights_only=True)
+    trainer.save_checkpoint(path := tmp_path / "it.ckpt")
+    loaded = type(module).load_from_checkpoint(path, weights_only=True)
     assert dict(loaded.hparams) == dict(module.hparams)
     module.eval()
     expected = module.features(data)
     for each in (loaded, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert not difference(each.state_dict(), module.state_dict())
         found = each.eval().features(data)
         assert torch.equal(found.values, expected.values)
         assert torch.equal(found.pooled(), expected.pooled())
+    torch.manual_seed(9)
+    started = type(module)(**CASES[name].options, weights=str(path))
+    quiet_trainer(tmp_path).predict(started, Data(name))
+    for key, parameter in started.named_parameters():  # but for regularisers, which start anew
+        assert key.startswith("regularizers.") or torch.equal(parameter, module.get_parameter(key)), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_that_do_not_fit(name: str) -> None:
+    """Are refused when the module is built, by their names."""
+    method, options = METHODS[name]
+    with pytest.raises(TypeError, match="wramup"):
+        method(**options, wramup=0.0)
+    with pytest.raises(ValueError, match="warmup"):
+        method(**options | {"warmup": 1.0})
+    with pytest.raises(ValueError, match="final_lr"):
+        method(**options | {"final_lr": -1.0})
 
 
 # --- Batches of every kind -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [dict, list, tuple, None], ids=str)
+def label_in_a_tuple(batch: Any, reads: tuple[str, ...]) -> str:
+    """What `kind` is called where fields have no names."""
+    labels = [field for field in batch._fields if field not in (reads or batch._fields[:1])]
+    place = labels.index("kind")
+    return f"label {place + 1}" if place else "label"
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_batches_of_every_kind(name: str, kind: Any) -> None:
-    """Dict, list, tuple and NamedTuple hold the same: latents, features and labels."""
+def test_batches_of_every_kind(name: str) -> None:
+    """Dict, list, tuple and NamedTuple hold the same: latents, features and labels; so does a bare observation."""
     module, batch = made(name).eval(), CASES[name].data(4)
-    given = batch if kind is None else batch._asdict() if kind is dict else kind(batch)
-    expected, found = (module.latents(each, module.draw(each, module.rng(4, 0))) for each in (batch, given))
-    for prediction, other in zip(expected.predictions.values(), found.predictions.values(), strict=True):
-        assert torch.equal(prediction.prediction, other.prediction)
-        assert torch.equal(prediction.target, other.target)
-    predicted = module.predict_step(given, 0)
-    label = "kind" if kind in (None, dict) else "label" if name != "actions" else "label 2"
-    assert torch.equal(predicted[label], batch.kind)
-    assert torch.equal(predicted["features"], module.predict_step(batch, 0)["features"])
+    choice = module.draw(batch, module.rng(4, 0))
+    expected, features = module.latents(batch, choice), module.predict_step(batch, 0)["features"]
+    label = label_in_a_tuple(batch, module.reads)
+    kinds = [(batch, "kind"), (batch._asdict(), "kind"), (list(batch), label), (tuple(batch), label)]
+    for given, kind in kinds if module.reads else [*kinds, (batch[0], None)]:
+        assert not difference(tensors(module.draw(given, module.rng(4, 0))), tensors(choice))
+        found = module.latents(given, choice)
+        for mine, other in zip(expected.predictions.values(), found.predictions.values(), strict=True):
+            assert torch.equal(mine.prediction, other.prediction)
+            assert torch.equal(mine.target, other.target)
+        predicted = module.predict_step(given, 0)
+        assert torch.equal(predicted["features"], features)
+        assert predicted.keys() == {"features"} if kind is None else torch.equal(predicted[kind], batch.kind)
 
 
-@pytest.mark.parametrize("name", ["I-JEPA", "two encoders, three optimisers", "unequal lengths", "actions"])
+@pytest.mark.parametrize("name", ["I-JEPA", "actions"])
 def test_trainings_on_batches_of_every_kind(name: str, tmp_path: Path) -> None:
     """Dicts, lists, tuples and NamedTuples give the same weights and readings."""
-    ends = []
+    ends, label = [], label_in_a_tuple(CASES[name].data(2), CASES[name].method.reads)
     for kind in (None, dict, list, tuple):
-        label = "kind" if kind in (None, dict) else "label" if name != "actions" else "label 2"
         data = DataLoader(toys.Rows(CASES[name].data(8), kind), batch_size=4)
-        watching = [CollapseMonitor(1), LinearProbe(2, label=label), KNNProbe(label=label, bank_size=8), Cockpit(4)]
+        chosen = {"label": "kind" if kind in (None, dict) else label}
+        watching = [CollapseMonitor(1), LinearProbe(2, **chosen), KNNProbe(bank_size=8, **chosen), Cockpit(4)]
         module, trainer = made(name), quiet_trainer(tmp_path, max_epochs=1, callbacks=watching)
         pl.seed_everything(0, verbose=False)
         trainer.fit(module, data, data)
         ends.append((module.state_dict(), {tag: value.clone() for tag, value in trainer.callback_metrics.items()}))
     assert {"probe/linear/accuracy", "probe/knn/accuracy", "train/constant_loss"} <= ends[0][1].keys()
-    assert all(same(end, ends[0]) for end in ends[1:])
-
-
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.method.reads])
-def test_a_bare_tensor_is_a_batch(name: str, tmp_path: Path) -> None:
-    module, batch = made(name).eval(), CASES[name].data(4)
-    drawn = module.draw(batch[0], module.rng(4, 0))
-    assert torch.equal(module.energy(module.latents(batch[0], drawn)), module.energy(module.latents(batch, drawn)))
-    assert set(module.predict_step(batch[0], 0)) == {"features"}
+    assert not any(difference(end, ends[0]) for end in ends[1:])
 
 
 def test_names_are_written_beside_the_features(tmp_path: Path) -> None:
@@ -580,15 +580,13 @@ def test_names_are_written_beside_the_features(tmp_path: Path) -> None:
 def test_what_is_missing_is_named() -> None:
     module, episode = made("actions"), toys.episodes(4)._asdict()
     del episode["action"]
-    with pytest.raises(
-        ValueError, match=r"reads observation, action, state, but .* observation, state, position, kind"
-    ):
+    with pytest.raises(ValueError, match=r"observation, action, state.*observation, state, position, kind"):
         module.latents(episode)
-    with pytest.raises(ValueError, match=r"the probe 'linear': there is no label 'sort'.*the labels position, kind"):
+    with pytest.raises(ValueError, match=r"'linear'.*'sort'.*position, kind"):
         quiet_trainer(max_epochs=1, callbacks=[LinearProbe(2, label="sort")]).fit(module, Data("actions"))
-    with pytest.raises(ValueError, match=r"reads 'phi', which this method does not have.*features, context, target"):
+    with pytest.raises(ValueError, match=r"'phi'.*features, context, target"):
         quiet_trainer(max_epochs=1, callbacks=[LinearProbe(2, label="kind", source="phi")]).fit(module, Data("actions"))
-    with pytest.raises(TypeError, match=r"first field of a batch is its observation.*'name' is a list"):
+    with pytest.raises(TypeError, match=r"'name' is a list"):
         made("I-JEPA").latents({"name": ["a"], "image": torch.zeros(1, 3, 16, 16)})
 
 
@@ -629,10 +627,10 @@ def test_the_nearest_of_several_futures_counts() -> None:
     torch.testing.assert_close(
         terms["loss"], (terms["energy_tokens"] + terms["energy_mean"] + terms["energy_futures"]) / 3
     )
-    with pytest.raises(ValueError, match="makes 3 predictions, tokens, mean, futures"):
+    with pytest.raises(ValueError, match="tokens, mean, futures"):
         latents.prediction  # noqa: B018
     wrong = latents._replace(predictions={"": Prediction(tokens, token_target, weight[:, :1])})
-    with pytest.raises(ValueError, match=r"weights \[6, 1\] are not of the shape \[6, 5\]"):
+    with pytest.raises(ValueError, match=r"\[6, 1\].*\[6, 5\]"):
         module.loss(wrong)
 
 
@@ -665,8 +663,6 @@ def test_an_encoder_by_configuration(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, Data("I-JEPA"))
     trainer.save_checkpoint(tmp_path / "it.ckpt")
-    from jepa_lightning import load_encoder
-
     observation = random_images(3)
     expected = module.eval().target_encoder(observation)
     again = IJEPA.load_from_checkpoint(tmp_path / "it.ckpt", weights_only=True).eval()
@@ -677,20 +673,20 @@ def test_an_encoder_by_configuration(tmp_path: Path) -> None:
     readings = evaluation.evaluate(str(tmp_path / "it.ckpt"), Data("I-JEPA"), steps=2, accelerator="cpu")
     assert {"linear", "attentive", "kNN"} <= {reading.probe for reading in readings}
     sizes = {"name": "vit_tiny_patch16_224", "image_size": [64, 64]}
-    with pytest.raises(ValueError, match=r"built for observations \[1, 3, 224, 224\].*the same size \(image_size"):
+    with pytest.raises(ValueError, match=r"\[1, 3, 224, 224\].*image_size"):
         IJEPA(encoder={"class_path": "jepa_lightning.networks.TimmEncoder", "init_args": sizes})
-    with pytest.raises(ValueError, match="depth=3 is an option of the default encoder, but this one is a Dropping"):
+    with pytest.raises(ValueError, match=r"depth=3.*Dropping"):
         IJEPA(image_size=16, encoder=chosen, depth=3)
-    with pytest.raises(ValueError, match=r"embed_dim=16 .* a Dropping with embed_dim=8"):
+    with pytest.raises(ValueError, match=r"embed_dim=16.*Dropping.*embed_dim=8"):
         IJEPA(image_size=16, encoder=chosen, embed_dim=16)
-    for wrong, error in (
-        ({"class_path": "os.getcwd"}, "not a class of networks"),
-        ({"class_path": "toys.Missing"}, "there is no class toys.Missing"),
-        ({"class": "toys.Dropping"}, "expected {class_path"),
+    for wrong, named in (
+        ({"class_path": "os.getcwd"}, "os.getcwd"),
+        ({"class_path": "toys.Missing"}, "toys.Missing"),
+        ({"class": "toys.Dropping"}, "class_path"),
     ):
-        with pytest.raises(ValueError, match=error):
+        with pytest.raises(ValueError, match=named):
             IJEPA(image_size=16, encoder=wrong)
-    with pytest.raises(TypeError, match="VisionTransformer has no option embed_dims; did you mean embed_dim"):
+    with pytest.raises(TypeError, match=r"embed_dims.*embed_dim"):
         IJEPA(
             image_size=16,
             encoder={"class_path": "jepa_lightning.networks.VisionTransformer", "init_args": {"embed_dims": 8}},
@@ -714,7 +710,7 @@ def test_a_training_that_starts_from_parts(tmp_path: Path) -> None:
         quiet_trainer(tmp_path, max_steps=1).fit(module, Data("I-JEPA"))
         return module
 
-    with pytest.warns(UserWarning, match="no weights for predictor"):
+    with pytest.warns(UserWarning, match="predictor"):
         module = start({"context_encoder": str(path)})
     for key, value in source.context_encoder.state_dict().items():
         for network in ("context_encoder", "target_encoder"):
@@ -728,13 +724,13 @@ def test_a_training_that_starts_from_parts(tmp_path: Path) -> None:
     trained = copy.deepcopy(teacher.state_dict())  # which nothing but another fit starts anew
     quiet_trainer().validate(teacher, Data("I-JEPA"), verbose=False)
     quiet_trainer().test(teacher, Data("I-JEPA"), verbose=False)
-    assert same(trained, teacher.state_dict())
+    assert not difference(trained, teacher.state_dict())
     trainer.strategy.connect(teacher)
     trainer.save_checkpoint(tmp_path / "trained.ckpt")
     loaded = Started.load_from_checkpoint(tmp_path / "trained.ckpt", weights_only=True)
     quiet_trainer().test(loaded, Data("I-JEPA"), verbose=False)
-    assert same(trained, loaded.state_dict())
-    with pytest.raises(ValueError, match="has no network encoder; weights are given for context_encoder"):
+    assert not difference(trained, loaded.state_dict())
+    with pytest.raises(ValueError, match=r"no network encoder.*context_encoder"):
         start({"encoder": str(path)})
     with pytest.raises(FileNotFoundError):
         start({"predictor": str(tmp_path / "nowhere.ckpt")})
@@ -765,7 +761,7 @@ def test_encoders_and_starts_on_the_command_line(tmp_path: Path, monkeypatch: py
 
     path, first = fit("first", 0)
     assert (first.hparams.embed_dim, first.context_encoder.depth) == (12, 1)
-    with pytest.warns(UserWarning, match="no weights for predictor"):
+    with pytest.warns(UserWarning, match="predictor"):
         _, second = fit("second", 1, weights={"context_encoder": str(path)})
     same_weights = {
         name: all(
@@ -777,15 +773,17 @@ def test_encoders_and_starts_on_the_command_line(tmp_path: Path, monkeypatch: py
 
 
 def test_schedules_need_an_end() -> None:
-    """Data whose length nobody knows: with max_epochs alone there is none, for whatever is scheduled."""
+    """Epochs of data whose length nobody knows have none, nor has a training without limit."""
 
     class Endless(torch.utils.data.IterableDataset[Tensor]):
         def __iter__(self) -> Any:
             yield from random_images(40)
 
     for module in (made("I-JEPA"), no_jepa()):
-        with pytest.raises(ValueError, match="give the Trainer max_steps"):
+        with pytest.raises(ValueError, match="max_steps"):
             quiet_trainer(max_epochs=2).fit(module, DataLoader(Endless(), 4))
+    with pytest.raises(ValueError, match=r"max_epochs.*max_steps"):
+        quiet_trainer(max_epochs=-1).fit(made("I-JEPA"), Data("I-JEPA"))
     module = made("I-JEPA")
     trainer = quiet_trainer(max_epochs=-1, max_steps=5)
     trainer.fit(module, DataLoader(Endless(), 4))
@@ -811,7 +809,7 @@ def test_clock_of_several_optimisers() -> None:
             clock(self.trainer)
             return super().configure_optimizers()
 
-    with pytest.raises(ValueError, match="read the clock in every step"):
+    with pytest.raises(ValueError, match="clock"):
         quiet_trainer(max_epochs=-1, max_steps=18).fit(Early(), Data(name))
     quiet_trainer(max_epochs=1).fit(Early(), Data(name))
 

@@ -1,7 +1,6 @@
 """DMT-JEPA: the neighbours of a token, their aggregation, what is predicted from it, and pictures of both."""
 
 import copy
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, LabelledImages, loader, quiet_trainer, random_images
+from helpers import TINY, LabelledImages, copies, loader, logged_images, quiet_trainer, random_images
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from jepa_lightning import DMTJEPA, IJEPA
@@ -26,7 +23,6 @@ from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS
 from jepa_lightning.networks.aggregation import LocalAggregation
 
 Grid = tuple[int, ...]
-GRIDS: list[Grid] = [(4, 4), (3, 5), (1, 6), (6, 1), (2, 3, 3)]
 
 
 def tiny(**options: Any) -> DMTJEPA:
@@ -126,8 +122,9 @@ def neighbourhoods(module: Any, tokens: Tensor, grid: Sequence[int], num_heads: 
 # --- Neighbours ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [1, 2, 4, 7])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(
+    ("grid", "k"), [((4, 4), 1), ((4, 4), 7), ((3, 5), 4), ((1, 6), 2), ((6, 1), 4), ((2, 3, 3), 4)]
+)
 def test_neighbours_by_brute_force(grid: Grid, k: int) -> None:
     tokens = random_tokens(3, grid)
     picked, exists = head(grid, num_neighbours=k).neighbours(tokens)
@@ -157,7 +154,7 @@ def test_neighbours_in_mixed_precision() -> None:
     assert torch.equal(picked, expected)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", [(3, 5), (1, 6), (2, 3, 3)])
 def test_windows_do_not_wrap_round(grid: Grid) -> None:
     """Every token outside the window is the same as the one asked about, and none of them is chosen."""
     for place in range(math.prod(grid)):
@@ -172,10 +169,10 @@ def test_windows_do_not_wrap_round(grid: Grid) -> None:
 @pytest.mark.parametrize(
     ("grid", "k", "message"),
     [
-        ((4, 4), 0, r"1 to 8 .* got 0"),
-        ((4, 4), 9, r"1 to 8 .* got 9"),
-        ((2, 2, 2), 27, "1 to 26 .* got 27"),
-        ((1, 1), 4, r"two or more tokens, got 4 on \(1, 1\)"),
+        ((4, 4), 0, r"1 to 8.* 0"),
+        ((4, 4), 9, r"1 to 8.* 9"),
+        ((2, 2, 2), 27, r"1 to 26.* 27"),
+        ((1, 1), 4, r"4.*\(1, 1\)"),
     ],
 )
 def test_neighbours_that_no_token_has(grid: Grid, k: int, message: str) -> None:
@@ -237,7 +234,7 @@ def test_summary_by_brute_force() -> None:
 # --- Module ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("image_size", "k"), [([16, 16], 4), ([16, 24], 3), ([20, 16], 8)])
+@pytest.mark.parametrize(("image_size", "k"), [([16, 16], 4), ([16, 24], 8)])
 def test_targets_are_aggregates_of_the_teachers_tokens(image_size: list[int], k: int) -> None:
     module = tiny(image_size=image_size, num_neighbours=k)
     random_weights(module.target_head)
@@ -255,6 +252,7 @@ def test_targets_are_aggregates_of_the_teachers_tokens(image_size: list[int], k:
     for image, block in itertools.product(range(2), range(4)):
         for target, place in zip(latents.target[image, block], masks.targets[image, block], strict=True):
             torch.testing.assert_close(target.double(), expected[image, place], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(module.loss(latents)["loss"], F.smooth_l1_loss(latents.prediction, latents.target))
 
 
 @pytest.mark.parametrize("kind", ["added", "pooled"])
@@ -276,25 +274,8 @@ def test_the_predictor_gets_the_aggregated_context(kind: Any) -> None:
         )
     expected = module.predictor(given, masks.context, masks.targets)
     torch.testing.assert_close(latents.prediction, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["added", "pooled"])
-def test_gradients(kind: Any) -> None:
-    module = tiny(context_aggregation=kind)
-    latents = module.latents(random_images(4))
-    assert not latents.target.requires_grad
     module.loss(latents)["loss"].backward()
-    for name, parameter in module.named_parameters():
-        trained = not name.startswith("target_") and not name.endswith("pos_embed")
-        assert parameter.requires_grad == trained, name
-        if not name.endswith("attn.k.bias"):  # the same for all keys, and so without effect
-            assert (parameter.grad is not None and bool(parameter.grad.any())) == trained, name
-
-
-def test_energy_is_that_of_ijepa() -> None:
-    module = tiny()
-    latents = module.latents(random_images(5))
-    torch.testing.assert_close(module.loss(latents)["loss"], F.smooth_l1_loss(latents.prediction, latents.target))
+    assert all(parameter.grad is not None for parameter in module.context_head.parameters())
 
 
 @pytest.mark.parametrize("kind", ["added", "pooled"])
@@ -303,7 +284,7 @@ def test_trains(kind: Any, tmp_path: Path) -> None:
     module = tiny(context_aggregation=kind, lr=3e-3, start_lr=3e-3, momentum=(1.0, 1.0))
     images = random_images(8)
     masks = module.draw(images, module.rng(8, 0))
-    before = {name: value.clone() for name, value in module.state_dict().items()}
+    before = copies(module)
     first = module.loss(module.latents(images, masks))["loss"].item()
     trainer = quiet_trainer(tmp_path, max_epochs=20)
     trainer.fit(module, loader(images), loader(images))
@@ -313,50 +294,17 @@ def test_trains(kind: Any, tmp_path: Path) -> None:
     assert moved == {"context_encoder", "context_head", "predictor"}
 
 
-class Watch(pl.Callback):
-    """The students after every step."""
-
-    def __init__(self) -> None:
-        self.students: list[dict[str, Tensor]] = []
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        assert not pl_module.target_head.training
-        assert pl_module.context_head.training
-        self.students.append({name: value.clone() for name, value in pl_module.state_dict().items()})
-
-
-def test_the_teachers_head_follows(tmp_path: Path) -> None:
-    """By hand, from the students after each of ten steps, along a momentum that rises from 0.5 to 0.9."""
-    module, watch = tiny(momentum=(0.5, 0.9), lr=1e-2), Watch()
-    names = [name for name, _ in module.named_parameters() if name.startswith("target_")]
-    assert {name.split(".")[0] for name in names} == {"target_encoder", "target_head"}
-    by_hand = {name: module.state_dict()[name.replace("target_", "context_")].double() for name in names}
-    for name in names:
-        assert torch.equal(module.state_dict()[name].double(), by_hand[name])
-    quiet_trainer(tmp_path, max_epochs=2, callbacks=[watch]).fit(module, loader(random_images(40)))
-    assert len(watch.students) == 10
-    for step, student in enumerate(watch.students):
-        momentum = 0.5 + step / 10 * 0.4
-        for name in names:
-            by_hand[name] = momentum * by_hand[name] + (1 - momentum) * student[name.replace("target_", "context_")]
-    for name in names:
-        torch.testing.assert_close(module.state_dict()[name].double(), by_hand[name], rtol=1e-5, atol=1e-7)
-    start = tiny().state_dict()
-    assert not torch.equal(module.state_dict()["target_head.norm.bias"], start["target_head.norm.bias"])
-
-
-def test_teachers_stay_in_evaluation_mode() -> None:
-    module = tiny().eval().train()
-    assert module.context_head.training
-    assert not any(part.training for part in (*module.target_head.modules(), *module.target_encoder.modules()))
+def test_the_head_has_a_teacher_too() -> None:
+    """Which contracts of all methods look at: that it follows, in evaluation mode, and is saved."""
+    pairs = [(teacher.student, teacher.teacher) for teacher in tiny().teachers()]
+    assert pairs == [("context_encoder", "target_encoder"), ("context_head", "target_head")]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context_aggregation": "mean"}, "context_aggregation must be one of added, pooled, got 'mean'"),
-        ({"num_neighbours": 0}, "1 to 8 .* got 0"),
-        ({"num_neighbours": 9}, "1 to 8 .* got 9"),
+        ({"context_aggregation": "mean"}, "context_aggregation.*added, pooled.*'mean'"),
+        ({"num_neighbours": 9}, r"1 to 8.* 9"),
         ({"image_size": 4}, r"1x1|\(1, 1\)"),
     ],
 )
@@ -365,32 +313,16 @@ def test_rejected_options(options: dict[str, Any], message: str) -> None:
         tiny(**options)
 
 
-def test_load_from_checkpoint(tmp_path: Path) -> None:
-    module = tiny(image_size=[16, 24], num_neighbours=3, context_aggregation="pooled", lr=1e-2, momentum=(0.5, 0.5))
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, loader(random_images(8, (16, 24))))
-    trainer.save_checkpoint(tmp_path / "it.ckpt")
-    loaded = DMTJEPA.load_from_checkpoint(tmp_path / "it.ckpt")
-    assert dict(loaded.hparams) == dict(module.hparams)
-    saved, found = module.state_dict(), loaded.state_dict()
-    assert saved.keys() == found.keys()
-    assert all(torch.equal(saved[name], found[name]) for name in saved)
-    images = random_images(4, (16, 24))
-    masks = module.draw(images, module.rng(4, 0))
-    torch.testing.assert_close(module.latents(images, masks), loaded.latents(images, masks), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("method", [DMTJEPA, IJEPA])
-def test_starts_from_weights(method: type[IJEPA], tmp_path: Path) -> None:
-    """The heads too, where the checkpoint has them."""
-    donor = method(**TINY)
+def test_starts_from_weights_of_ijepa(tmp_path: Path) -> None:
+    """Which have no heads: these start anew."""
+    donor = IJEPA(**TINY)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(donor, loader(random_images(8)))
     trainer.save_checkpoint(tmp_path / "it.ckpt")
-    still = {"lr": 0.0, "start_lr": 0.0, "final_lr": 0.0, "momentum": (1.0, 1.0)}
-    module = tiny(weights=str(tmp_path / "it.ckpt"), **still)
-    fresh = copy.deepcopy(module.state_dict())
-    quiet_trainer(tmp_path, max_epochs=1).fit(module, loader(random_images(8)))
+    module = tiny(weights=str(tmp_path / "it.ckpt"))
+    fresh = copies(module)
+    with pytest.warns(UserWarning, match="head"):
+        quiet_trainer(tmp_path).validate(module, loader(random_images(8)), verbose=False)
     for name, value in module.state_dict().items():
         expected = donor.state_dict() if name in donor.state_dict() else fresh
         assert torch.equal(value, expected[name]), name
@@ -450,11 +382,8 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
     random_weights(module.target_encoder.norm)
     trainer = quiet_trainer(tmp_path, max_epochs=1, logger=logger, callbacks=[Record(), NeighbourPictures(3)])
     trainer.fit(module, loader(LabelledImages(16)), loader(LabelledImages(16)))
-    logger.experiment.flush()
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
-    events.Reload()
-    (event,) = events.Images("pictures/neighbours")
-    assert event.step == 2
+    pictures = logged_images(logger, "pictures/neighbours")
+    assert list(pictures) == [2]
     outputs, batch = kept[0]
     tokens = F.layer_norm(outputs["latents"].features.values[:3], (16,))
     picked, exists = module.target_head.neighbours(tokens)
@@ -466,16 +395,15 @@ def test_pictures_in_tensorboard(tmp_path: Path) -> None:
         patches.append(min(cosine, key=lambda place: cosine[place]))
     patch = torch.tensor(patches)
     drawn = draw_neighbours(batch.image[:3], patch, picked, exists, (tokens, aggregated), (4, 4))
-    read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
-    assert (read - drawn).abs().max() < 1.5 / 255
+    assert (pictures[2] - drawn).abs().max() < 1.5 / 255
 
 
 def test_pictures_need_a_row() -> None:
-    with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_images.* 0"):
         NeighbourPictures(0)
 
 
 def test_pictures_of_another_method(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[NeighbourPictures()])
-    with pytest.raises(TypeError, match="DMTJEPA aggregates; IJEPA does not"):
+    with pytest.raises(TypeError, match=r"DMTJEPA.*IJEPA"):
         trainer.fit(IJEPA(**TINY), loader(random_images(8)))

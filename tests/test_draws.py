@@ -1,10 +1,12 @@
-"""Random numbers of a step: what they depend on, and that they look random."""
+"""Random numbers of a step: what they depend on, and that they look random.
+
+That methods draw by them, in training and on held-out data, is in test_contracts.py.
+"""
 
 import pytest
 import torch
 from torch import Tensor
 
-from jepa_lightning import IJEPA
 from jepa_lightning.draws import Rng
 
 MASK = 2**64 - 1
@@ -26,7 +28,7 @@ def by_hand(*state: int, place: int, count: int) -> list[float]:
     return [(mix(key + number * 0x94D049BB133111EB) >> 40) / 2**24 for number in range(1, count + 1)]
 
 
-@pytest.mark.parametrize("state", [(0, 0, 0), (1, 2, 3), (2**62 + 5, -1, 7), (123, 10**6, 10**6)])
+@pytest.mark.parametrize("state", [(0, 0, 0), (2**62 + 5, -1, 10**6)])
 def test_numbers_by_hand(state: tuple[int, int, int]) -> None:
     """In Python's integers, which do not wrap around by themselves."""
     rng = Rng(state[0], 5, *state[1:], rank=1, ranks=3)
@@ -49,7 +51,7 @@ def test_what_they_depend_on() -> None:
     assert torch.equal(a.sample(2), b.sample(2))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_draw_for_their_own_samples(ranks: int) -> None:
     one = Rng(7, 8, epoch=1, batch=2)
     several = [Rng(7, 8 // ranks, 1, 2, rank, ranks) for rank in range(ranks)]
@@ -66,7 +68,7 @@ def test_ranks_draw_for_their_own_samples(ranks: int) -> None:
 
 def test_numbers_are_uniform_and_independent() -> None:
     """Along samples, along a sample's numbers, and from batch to batch, epoch to epoch and seed to seed."""
-    size = 4096
+    size = 1024
     columns = [Rng(0, size).sample(8), Rng(0, size, batch=1).sample(2), Rng(0, size, epoch=1).sample(2)]
     columns += [Rng(1, size).sample(2), Rng(0, 8).shared(size, 2), Rng(0, size).sample(8).roll(1, 0)]
     columns.append(torch.stack([Rng(seed, 1).sample(2)[0] for seed in range(size)]))
@@ -87,14 +89,3 @@ def test_fresh_ones_follow_torchs_generator() -> None:
     torch.manual_seed(5)
     assert torch.equal(Rng.fresh(3).sample(4), first)
     assert not torch.equal(first, second)
-
-
-def test_modules_draw_alike_on_held_out_data() -> None:
-    """In every epoch, and not as in training."""
-    module = IJEPA(image_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, predictor_embed_dim=8)
-    training, held_out = module.train().rng(4, 0).sample(3), module.eval().rng(4, 0).sample(3)
-    assert not torch.equal(training, held_out)
-    with pytest.raises(ValueError, match="draws for 3 samples, but masks are wanted for 4"):
-        module.masking(4, (4, 4), rng=Rng(0, 3))
-    with pytest.raises(ValueError, match="takes no lengths"):
-        module.masking(4, (4, 4), torch.tensor([3, 3, 3, 3]))

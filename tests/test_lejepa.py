@@ -1,6 +1,5 @@
 """LeJEPA: the views of an image, its loss against lightly's, and a training that needs no teacher."""
 
-import io
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,16 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import LabelledImages, loader, quiet_trainer, random_images
+from helpers import LabelledImages, copies, loader, logged_images, quiet_trainer, random_images
 from lightly.loss import LeJEPALoss
 from lightly.loss.lejepa_loss import lejepa_invariance_loss
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from jepa_lightning import LeJEPA, load_encoder
-from jepa_lightning.callbacks import CollapseMonitor, EMATargetEncoder, KNNProbe, LatentPictures, LinearProbe
+from jepa_lightning.callbacks import EMATargetEncoder, KNNProbe, LatentPictures
 from jepa_lightning.callbacks.pictures import draw_latents
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiViews, Views, take_views
@@ -152,16 +149,16 @@ def test_views_follow_the_generator() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_global": 0}, "one of them global, got 0 global, 6 local"),
-        ({"num_local": -1}, "got 2 global, -1 local"),
-        ({"num_global": 1, "num_local": 0}, "got 1 global, 0 local"),
-        ({"global_scale": (0.0, 1.0)}, r"global_scale must be a range within \(0, 1\], got \(0.0, 1.0\)"),
-        ({"global_scale": (0.3, 1.1)}, r"global_scale .* got \(0.3, 1.1\)"),
-        ({"local_scale": (0.3, 0.05)}, r"local_scale .* got \(0.3, 0.05\)"),
-        ({"aspect": (0.0, 1.0)}, r"aspect must be a range of positive numbers, got \(0.0, 1.0\)"),
-        ({"aspect": (2.0, 1.0)}, r"got \(2.0, 1.0\)"),
-        ({"jitter": -0.1}, r"jitter must lie in \[0, 1\], got -0.1"),
-        ({"jitter": 1.5}, "got 1.5"),
+        ({"num_global": 0}, "0 global, 6 local"),
+        ({"num_local": -1}, "2 global, -1 local"),
+        ({"num_global": 1, "num_local": 0}, "1 global, 0 local"),
+        ({"global_scale": (0.0, 1.0)}, r"global_scale.*\(0\.0, 1\.0\)"),
+        ({"global_scale": (0.3, 1.1)}, r"global_scale.*\(0\.3, 1\.1\)"),
+        ({"local_scale": (0.3, 0.05)}, r"local_scale.*\(0\.3, 0\.05\)"),
+        ({"aspect": (0.0, 1.0)}, r"aspect.*\(0\.0, 1\.0\)"),
+        ({"aspect": (2.0, 1.0)}, r"aspect.*\(2\.0, 1\.0\)"),
+        ({"jitter": -0.1}, r"jitter.*-0\.1"),
+        ({"jitter": 1.5}, r"jitter.*1\.5"),
     ],
 )
 def test_rejected_views(options: dict[str, Any], message: str) -> None:
@@ -188,19 +185,16 @@ def crop_and_resize(image: Tensor, pixels: tuple[int, int, int, int], size: tupl
     return tv.resize(tv.crop(image, *pixels), list(size), InterpolationMode.BILINEAR, antialias=False)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(
-    ("pixels", "size"),
+    ("pixels", "size", "mirrored"),
     [
-        ((0, 0, 16, 24), (16, 24)),
-        ((0, 0, 16, 24), (8, 12)),
-        ((0, 0, 16, 24), (10, 7)),
-        ((4, 6, 8, 12), (8, 12)),
-        ((4, 6, 8, 12), (4, 4)),
-        ((3, 1, 5, 20), (5, 20)),
-        ((3, 1, 12, 9), (7, 8)),
-        ((0, 16, 4, 8), (4, 8)),
-        ((15, 0, 1, 24), (1, 24)),
+        ((0, 0, 16, 24), (16, 24), False),
+        ((0, 0, 16, 24), (16, 24), True),
+        ((0, 0, 16, 24), (10, 7), False),
+        ((4, 6, 8, 12), (8, 12), False),
+        ((3, 1, 12, 9), (7, 8), True),
+        ((0, 16, 4, 8), (4, 8), False),
+        ((15, 0, 1, 24), (1, 24), True),
     ],
 )
 def test_views_are_crops(pixels: tuple[int, int, int, int], size: tuple[int, int], mirrored: bool) -> None:
@@ -277,8 +271,9 @@ def lightlys_loss(module: LeJEPA) -> LeJEPALoss:
     return loss
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(("num_global", "num_local", "weight"), [(2, 3, 0.05), (1, 2, 0.4), (3, 1, 1.0)])
+@pytest.mark.parametrize(
+    ("num_global", "num_local", "weight", "training"), [(2, 3, 0.05, True), (1, 2, 0.4, False), (3, 1, 1.0, True)]
+)
 def test_loss_against_lightly(num_global: int, num_local: int, weight: float, training: bool) -> None:
     module = tiny(num_global=num_global, num_local=num_local, sigreg_weight=weight).train(training)
     images, views = random_images(6), drawn(module.views, 6)
@@ -320,7 +315,7 @@ def gradients(module: LeJEPA) -> dict[str, Tensor]:
     return {name: p.grad for name, p in module.named_parameters() if p.requires_grad and p.grad is not None}
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_gradients_against_lightly(weight: float) -> None:
     module = tiny(sigreg_weight=weight).train()
     images, views = random_images(6), drawn(module.views, 6)
@@ -369,41 +364,29 @@ def test_defaults() -> None:
 def test_the_encoder_is_its_own_target() -> None:
     module = tiny()
     assert module.target_encoder is module.context_encoder
+    assert module.teachers() == []
     assert all(part.training for part in module.eval().train().modules())
-    assert not any(part.training for part in module.eval().modules())
     parameters = list(module.parameters())
     assert len(parameters) == len({id(parameter) for parameter in parameters})
     assert all(p.requires_grad for name, p in module.named_parameters() if not name.endswith("pos_embed"))
 
 
-def logged_images(logger: TensorBoardLogger, tag: str) -> list[Tensor]:
-    logger.experiment.flush()
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
-    events.Reload()
-    pictures = [np.array(Image.open(io.BytesIO(event.encoded_image_string))) for event in events.Images(tag)]
-    return [torch.tensor(picture).permute(2, 0, 1) / 255 for picture in pictures]
-
-
 class Watch(pl.Callback):
-    """Views and outputs of the steps and, after each, whether the encoder is in training mode and SIGReg's step."""
+    """SIGReg's step after each of the module's, and the outputs and batches of validations."""
 
     def __init__(self) -> None:
-        self.views: list[Views] = []
-        self.modes: list[bool] = []
         self.steps: list[int] = []
         self.val: list[tuple[Any, Any]] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        self.views.append(outputs["drawn"])
-        self.modes.append(pl_module.target_encoder.training)
         self.steps.append(pl_module.sigreg.step)
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.val.append((outputs, batch))
 
 
-def test_trains_with_every_callback(tmp_path: Path) -> None:
-    """On plain labelled images: without a teacher, and with probes, monitor and pictures on."""
+def test_learns(tmp_path: Path) -> None:
+    """Without a teacher: on plain labelled images the loss falls, neighbours are of one class, and pictures show it."""
     module = tiny(lr=3e-3, start_lr=3e-3, sigreg_weight=0.3)
     images = torch.stack([LabelledImages()[index].image for index in range(64)])
     views = drawn(module.views, 64)
@@ -413,40 +396,24 @@ def test_trains_with_every_callback(tmp_path: Path) -> None:
         return module.train().loss(module.latents(images, views))["loss"].item()
 
     before, watch, logger = loss(), Watch(), TensorBoardLogger(tmp_path)
-    callbacks = [watch, LinearProbe(4, lr=0.1), KNNProbe(k=5), CollapseMonitor(4), LatentPictures(2)]
-    trainer = quiet_trainer(tmp_path, max_epochs=15, logger=logger, callbacks=callbacks)
+    callbacks = [watch, KNNProbe(k=5), LatentPictures(2)]
+    trainer = quiet_trainer(tmp_path, max_epochs=6, logger=logger, callbacks=callbacks)
     trainer.fit(module, loader(LabelledImages(128), 32), loader(LabelledImages(32), 16))
-    assert watch.steps == list(range(2, 62))  # one was taken above; validations take none
+    assert watch.steps == list(range(2, 26))  # one was taken above; validations take none
     assert loss() < 0.5 * before
     assert not any(isinstance(callback, EMATargetEncoder) for callback in trainer.callbacks)
     assert module.target_encoder is module.context_encoder
-    assert watch.modes == [True] * 60
     logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    assert all(np.isfinite(value) for value in logged.values())
     for stage in ("train", "val"):
         energy, sigreg = logged[f"{stage}/energy"], logged[f"{stage}/sigreg"]
         assert logged[f"{stage}/loss"] == pytest.approx(0.7 * energy + 0.3 * sigreg, rel=1e-4)
     assert "train/momentum" not in logged
     assert logged["probe/knn/accuracy"] > 0.85
-    assert logged["probe/linear/accuracy"] > 0.4  # views are mirrored, and the class is a place: guessing is at 0.25
-    assert {f"collapse/{branch}/rankme" for branch in ("context", "target", "prediction")} <= set(logged)
     outputs, batch = watch.val[-2]
     expected = draw_latents(batch.image[:2], None, outputs["latents"].features.values[:2], (4, 4))
     pictures = logged_images(logger, "pictures/latents")
-    assert len(pictures) == 15
-    assert (pictures[-1] - expected).abs().max() < 1.5 / 255
-
-
-def test_validation_views_stay(tmp_path: Path) -> None:
-    """The same in every epoch, so that validation losses compare; those of the training are new ones."""
-    module, watch = tiny(), Watch()
-    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[watch])
-    trainer.fit(module, loader(LabelledImages(8)), loader(LabelledImages(8)))
-    for field in range(2):
-        first, second = (outputs["drawn"][field] for outputs, _ in watch.val)
-        assert torch.equal(first, second)
-        first, second = (views[field] for views in watch.views)
-        assert not torch.equal(first, second)
+    assert len(pictures) == 6
+    assert (pictures[max(pictures)] - expected).abs().max() < 1.5 / 255
 
 
 @pytest.mark.parametrize(
@@ -461,7 +428,7 @@ def test_validation_views_stay(tmp_path: Path) -> None:
 )
 def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     module = tiny(**options, lr=1e-2, start_lr=1e-2)
-    before = {name: value.clone() for name, value in module.named_parameters()}
+    before = copies(module)
     size, channels = options.get("image_size", 16), options.get("in_channels", 3)
     data = loader(random_images(8, tuple(size) if isinstance(size, list) else size, channels))
     trainer = quiet_trainer(tmp_path, max_steps=2)
@@ -472,67 +439,39 @@ def test_options_train(options: dict[str, Any], tmp_path: Path) -> None:
     assert moved >= {name for name, p in module.named_parameters() if p.requires_grad and p.ndim > 1}
 
 
-@pytest.mark.parametrize("num_global", [2, 3])
-def test_energy_of_global_views_alone(num_global: int) -> None:
+def test_energy_of_global_views_alone() -> None:
     """Then the centre is the mean of all, and the energy their variance."""
-    module = tiny(num_global=num_global, num_local=0)
+    module = tiny(num_global=3, num_local=0)
     latents = module.latents(random_images(5))
-    assert latents.prediction.shape == (5, num_global, 8)
+    assert latents.prediction.shape == (5, 3, 8)
     variance = latents.prediction.var(1, correction=0).mean(1)
     torch.testing.assert_close(module.energy(latents), variance, rtol=1e-4, atol=1e-6)
 
 
-def fitted(tmp_path: Path, **options: Any) -> tuple[LeJEPA, str]:
-    module = tiny(lr=1e-2, start_lr=1e-2, **options)
-    trainer = quiet_trainer(tmp_path, max_steps=3)
-    trainer.fit(module, loader(random_images(24, module.hparams.image_size)))
+def test_load_encoder(tmp_path: Path) -> None:
+    """By both of its names."""
+    module = tiny()
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(module, loader(random_images(8)))
     trainer.save_checkpoint(tmp_path / "it.ckpt")
-    return module, str(tmp_path / "it.ckpt")
-
-
-def test_load_from_checkpoint(tmp_path: Path) -> None:
-    module, path = fitted(tmp_path, image_size=[16, 24], projector=(16, 4))
-    torch.load(path, weights_only=True)
-    loaded = LeJEPA.load_from_checkpoint(path)
-    assert dict(loaded.hparams) == dict(module.hparams)
-    assert loaded.target_encoder is loaded.context_encoder
-    assert loaded.sigreg.step == module.sigreg.step == 3
-    images, views = random_images(4, (16, 24)), drawn(module.views, 4)
-    mine, theirs = (each.eval().latents(images, views) for each in (module, loaded))
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
-    terms, again = module.loss(mine), loaded.loss(theirs)
-    assert all(torch.equal(terms[name], again[name]) for name in terms)
-
-
-@pytest.mark.parametrize("network", ["target_encoder", "context_encoder"])
-def test_load_encoder(network: str, tmp_path: Path) -> None:
-    module, path = fitted(tmp_path)
-    encoder = load_encoder(path, network, num_heads=2)
     images = random_images(4)
-    assert torch.equal(encoder(images), module.eval().target_encoder(images))
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-
-
-def test_starts_from_weights(tmp_path: Path) -> None:
-    module, path = fitted(tmp_path)
-    other = tiny(lr=0.0, start_lr=0.0, final_lr=0.0, weights=path)
-    quiet_trainer(tmp_path, max_steps=1).fit(other, loader(random_images(8)))
-    images = random_images(4)
-    assert torch.equal(other.eval().target_encoder(images), module.eval().target_encoder(images))
+    for network in ("target_encoder", "context_encoder"):
+        encoder = load_encoder(tmp_path / "it.ckpt", network, num_heads=2)
+        assert torch.equal(encoder(images), module.eval().target_encoder(images))
+        assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"momentum": (0.9, 1.0)}, TypeError, "momentum"),
-        ({"num_globals": 2}, TypeError, "num_globals"),
-        ({"local_size": 10}, ValueError, "local_size must be a multiple of patch_size=4, got 10"),
-        ({"sigreg_weight": 1.1}, ValueError, r"sigreg_weight must lie in \[0, 1\], got 1.1"),
-        ({"sigreg_weight": -0.1}, ValueError, "got -0.1"),
-        ({"num_global": 0}, ValueError, "got 0 global, 3 local"),
-        ({"local_scale": (0.0, 0.3)}, ValueError, "local_scale must be a range"),
-        ({"jitter": 2.0}, ValueError, "jitter must lie in"),
-        ({"num_slices": 0}, ValueError, "num_slices must be at least 1"),
+        ({"local_size": 10}, ValueError, r"local_size.*patch_size=4.*10"),
+        ({"sigreg_weight": 1.1}, ValueError, r"sigreg_weight.*1\.1"),
+        ({"sigreg_weight": -0.1}, ValueError, r"sigreg_weight.*-0\.1"),
+        ({"num_global": 0}, ValueError, "0 global, 3 local"),
+        ({"local_scale": (0.0, 0.3)}, ValueError, "local_scale"),
+        ({"jitter": 2.0}, ValueError, "jitter"),
+        ({"num_slices": 0}, ValueError, "num_slices"),
     ],
 )
 def test_rejected_options(options: dict[str, Any], error: Any, message: str) -> None:

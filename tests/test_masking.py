@@ -1,49 +1,57 @@
 """Multi-block masking: what holds for every mask, the distribution, and the official sampler by its description."""
 
-import itertools
 import math
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TINY
 from torch import Tensor
 
 from jepa_lightning import IJEPA
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
-from jepa_lightning.masking.multiblock import Blocks
 
-LARGE_GRIDS = [(14, 14), (16, 16), (28, 28), (8, 16)]
-GRIDS = [*LARGE_GRIDS, (7, 7), (4, 4), (10, 5)]
-# Of 14x14 tokens, scale 0.15-0.2 and aspect 0.75-1.5: what one random number for both gives, and what two add.
+Grid = tuple[int, ...]
+# Sizes of 14x14 tokens at scale 0.15-0.2 and aspect 0.75-1.5, both of one random number.
 COUPLED = {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)}
-INDEPENDENT = COUPLED | {(5, 5), (5, 7), (6, 4), (6, 7), (7, 4), (7, 6)}
 
 
-def drawn(masking: MultiBlockMasking, batch_size: int, grid: tuple[int, int], seed: int = 0, **place: int) -> Masks:
+def drawn(masking: Any, batch_size: int, grid: Grid, seed: int = 0, **place: int) -> Masks:
     return masking(batch_size, grid, rng=Rng(seed, batch_size, **place))
 
 
-def as_map(indices: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`[..., K]` indices as `[..., rows, columns]` of zeros and ones."""
-    flat = torch.zeros(*indices.shape[:-1], grid[0] * grid[1]).scatter_(-1, indices, 1.0)
-    return flat.unflatten(-1, grid)
+def as_map(indices: Tensor, grid: Grid) -> Tensor:
+    """`[..., K]` indices as `[..., *grid]` of zeros and ones."""
+    return torch.zeros(*indices.shape[:-1], math.prod(grid)).scatter_(-1, indices, 1.0).unflatten(-1, grid)
 
 
-def z_score(samples: Tensor) -> float:
-    """How many standard errors the mean of independent samples is from zero."""
-    return float(samples.mean() / (samples.std() / len(samples) ** 0.5).clamp(min=1e-12))
+def assert_same_mean(ours: Tensor, theirs: Tensor) -> None:
+    """Of independent rows of two samples, column by column."""
+    a, b = ours.double(), theirs.double()
+    error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+    assert ((a.mean(0) - b.mean(0)).abs() <= 4.5 * error + 1e-6).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 37])
-@pytest.mark.parametrize(("grid", "official"), [*((grid, False) for grid in GRIDS), *((g, True) for g in LARGE_GRIDS)])
-def test_every_mask(grid: tuple[int, int], official: bool, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("grid", "batch_size", "official"),
+    [
+        ((14, 14), 37, False),
+        ((14, 14), 1, False),
+        ((8, 16), 2, False),
+        ((7, 7), 2, False),
+        ((4, 4), 2, False),
+        ((14, 14), 37, True),
+        ((8, 16), 1, True),
+    ],
+)
+def test_every_mask(grid: Grid, batch_size: int, official: bool) -> None:
     tokens = grid[0] * grid[1]
     masking = MultiBlockMasking(official=official)
-    masks = drawn(masking, batch_size, grid, 3)
-    context, targets = masks
+    context, targets = masks = drawn(masking, batch_size, grid, 3)
     assert context.dtype == targets.dtype == torch.int64
     assert context.shape[0] == batch_size
     assert targets.shape[:2] == (batch_size, 4)
@@ -61,129 +69,31 @@ def test_every_mask(grid: tuple[int, int], official: bool, batch_size: int) -> N
 
 
 def test_options_and_generator() -> None:
-    masking = MultiBlockMasking(2, (0.1, 0.3), (0.5, 2.0), context_tokens=11, target_tokens=7)
-    masks = drawn(masking, 5, (9, 12))
+    masking, grid = MultiBlockMasking(2, (0.1, 0.3), (0.5, 2.0), context_tokens=11, target_tokens=7), (9, 12)
+    masks = drawn(masking, 5, grid)
     assert (masks.context.shape, masks.targets.shape) == ((5, 11), (5, 2, 7))
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    drawn(MultiBlockMasking(), 2, (8, 8))
+    drawn(masking, 2, grid)
     assert torch.equal(torch.get_rng_state(), state)  # given numbers are the only source
-    first, second = (MultiBlockMasking()(2, (8, 8)) for _ in range(2))
+    first, second = (masking(2, grid) for _ in range(2))
     assert not torch.equal(first.context, second.context)
     torch.manual_seed(0)
-    assert torch.equal(MultiBlockMasking()(2, (8, 8)).context, first.context)
-
-
-def test_masks_follow_seed_epoch_batch_and_place() -> None:
-    """Every image's: a rank draws its own, and one process those of two in turns; a second call draws others."""
-    masking, grid = MultiBlockMasking(), (14, 14)
-    one = drawn(masking, 32, grid)
-    for place in ({"epoch": 1}, {"epoch": -1}, {"batch": 1}, {"rank": 1, "ranks": 2}):
-        for ours, others in zip(one, drawn(masking, 32, grid, **place), strict=True):
-            assert not (ours == others).flatten(1).all(1).any()
-    for rank in range(2):
-        halves = drawn(masking, 16, grid, rank=rank, ranks=2)
-        assert all(torch.equal(whole[rank::2], half) for whole, half in zip(one, halves, strict=True))
-    rng = Rng(0, 32)
-    first, second = (masking(32, grid, rng=rng) for _ in range(2))
-    assert torch.equal(first.context, one.context)
+    assert torch.equal(masking(2, grid).context, first.context)
+    rng = Rng(0, 5)
+    first, second = (masking(5, grid, rng=rng) for _ in range(2))
+    assert torch.equal(first.context, masks.context)
     assert not (first.context == second.context).all(1).any()
-    # The official sampler looks at a batch as a whole: what a rank draws is its own, too.
-    ranks = [drawn(MultiBlockMasking(official=True), 32, grid, rank=rank, ranks=2) for rank in range(2)]
+    # The official sampler looks at a batch as a whole: what a rank draws is its own.
+    ranks = [drawn(MultiBlockMasking(official=True), 32, (14, 14), rank=rank, ranks=2) for rank in range(2)]
     assert ranks[0].targets.shape != ranks[1].targets.shape or not torch.equal(ranks[0].targets, ranks[1].targets)
 
 
 def test_what_masks_are_not_drawn_for() -> None:
-    with pytest.raises(ValueError, match="draws for 4 samples, but masks are wanted for 5"):
+    with pytest.raises(ValueError, match=r"4 samples.* 5"):
         MultiBlockMasking()(5, (8, 8), rng=Rng(0, 4))
-    with pytest.raises(ValueError, match="takes no lengths"):
+    with pytest.raises(ValueError, match="lengths"):
         MultiBlockMasking()(4, (8, 8), torch.full((4,), 64), Rng(0, 4))
-
-
-def test_scale_and_aspect_are_independent() -> None:
-    """All shapes of the independent draw, and only those; area and aspect ratio without correlation."""
-    numbers = Rng(0, 200_000).sample(4)
-    blocks = MultiBlockMasking()._blocks(numbers, (14, 14), (0.15, 0.2), (0.75, 1.5), 1)
-    assert set(zip(blocks.height.tolist(), blocks.width.tolist(), strict=True)) == INDEPENDENT
-    for grid in ((64, 64), (48, 96)):  # fine enough that rounding does not matter
-        blocks = MultiBlockMasking()._blocks(numbers[:50_000], grid, (0.15, 0.2), (0.75, 1.5), 1)
-        area, aspect = (blocks.height * blocks.width).double(), blocks.height / blocks.width.double()
-        assert abs(float(torch.corrcoef(torch.stack([area, aspect]))[0, 1])) < 0.05
-        assert float(area.mean()) / (grid[0] * grid[1]) == pytest.approx(0.175, rel=0.01)
-        assert float(aspect.mean()) == pytest.approx(1.125, rel=0.01)
-        # Places are uniform over all that fit.
-        assert int(blocks.top.min()) == int(blocks.left.min()) == 0
-        assert float((blocks.top / (grid[0] - blocks.height)).mean()) == pytest.approx(0.5, abs=0.01)
-        assert float((blocks.left / (grid[1] - blocks.width)).mean()) == pytest.approx(0.5, abs=0.01)
-
-
-class Recorded(MultiBlockMasking):
-    """Keeps the target blocks that it draws."""
-
-    def _targets_with_room(self, *arguments: Any) -> tuple[Blocks, Tensor]:
-        self.blocks, preference = super()._targets_with_room(*arguments)
-        return self.blocks, preference
-
-
-@pytest.mark.parametrize("grid", [(14, 14), (8, 16)])
-def test_targets_lie_in_blocks(grid: tuple[int, int]) -> None:
-    """Of a block, all tokens are left out equally often; blocks with fewer tokens than a target do not occur."""
-    masking, num, target_tokens = Recorded(), 4000, round(0.15 * grid[0] * grid[1])
-    targets, blocks = as_map(drawn(masking, num, grid).targets, grid), masking.blocks
-    covered = torch.zeros(num, 4, *grid)
-    for image, block in itertools.product(range(0, num, 10), range(4)):
-        top, left, height, width = (int(side[image, block]) for side in blocks)
-        covered[image, block, top : top + height, left : left + width] = 1
-    assert (targets[::10] <= covered[::10]).all()
-    shapes = torch.stack([blocks.height, blocks.width], -1)
-    for height, width in torch.unique(shapes.flatten(0, 1), dim=0).long().tolist():
-        assert height * width >= target_tokens
-        chosen = ((shapes == torch.tensor([height, width])).all(-1)).nonzero()
-        if len(chosen) < 500:
-            continue
-        kept = torch.stack(
-            [
-                targets[i, m, top : top + height, left : left + width]
-                for i, m in chosen.tolist()
-                for top, left in [(int(blocks.top[i, m]), int(blocks.left[i, m]))]
-            ]
-        )
-        share = target_tokens / (height * width)
-        sigma = math.sqrt(max(share * (1 - share), 1e-9) / len(kept))
-        assert float((kept.mean(0) - share).abs().max()) < 4.5 * sigma + 1e-6, (height, width)
-
-
-def mirror_scores(maps: Tensor) -> list[float]:
-    """z-scores of row i against its mirror row, and of columns; per image, since the tokens of an image go together."""
-    rows, columns = maps.sum(2), maps.sum(1)
-    return [
-        z_score(side[:, index] - side[:, -1 - index]) for side in (rows, columns) for index in range(side.shape[1] // 2)
-    ]
-
-
-@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (7, 7), (8, 16), (4, 4)])
-def test_no_side_is_preferred(grid: tuple[int, int]) -> None:
-    masks = drawn(MultiBlockMasking(), 8192, grid, 1)
-    for maps in (as_map(masks.context, grid), as_map(masks.targets, grid).sum(1)):
-        assert max(map(abs, mirror_scores(maps))) < 4.5
-        assert (maps.sum(0) > 0).all()  # the last row and column are reached, as every other token
-    # The same score tells the official sampler's bias from far away.
-    if grid == (16, 16):
-        biased = drawn(MultiBlockMasking(official=True), 8192, grid, 1)
-        assert max(map(abs, mirror_scores(as_map(biased.context, grid)))) > 50
-        assert max(map(abs, mirror_scores(as_map(biased.targets, grid).sum(1)))) > 10
-
-
-def test_context_comes_from_its_block() -> None:
-    """Where the block has enough free tokens, all of the context lies in it; else others fill it up."""
-    masking = MultiBlockMasking(1, (0.05, 0.1), context_scale=(0.3, 0.3), context_tokens=8)
-    context = as_map(drawn(masking, 2000, (16, 16)).context, (16, 16))
-    for side in (context.amax(2), context.amax(1)):
-        occupied = side.nonzero()[:, 1].split(side.sum(1).int().tolist())
-        assert max(int(places.max() - places.min()) for places in occupied) == 8  # blocks of 9x9
-    filling = MultiBlockMasking(1, (0.05, 0.1), context_scale=(0.01, 0.01), context_tokens=100)
-    filled = drawn(filling, 50, (16, 16))
-    assert filled.context.shape == (50, 100)
 
 
 def test_images_of_a_batch_differ() -> None:
@@ -192,55 +102,126 @@ def test_images_of_a_batch_differ() -> None:
     masks = drawn(masking, 256, (16, 16))
     assert len({tuple(sorted(row)) for row in masks.context.tolist()}) == 256
     assert len({tuple(row) for row in masks.targets.flatten(0, 1).tolist()}) > 900
-    assert {drawn(masking, size, (16, 16)).context.shape[1] for size in (1, 8, 64, 2048)} == {64}
-    # Giving up on four separate blocks is rare: then all four are one.
-    many = drawn(masking, 8192, (16, 16), 5).targets
-    one = (many.sort(-1).values.amin(1).amin(-1) == many.amin(-1).amax(1)).float().mean()
-    assert one < 0.02
+    assert {drawn(masking, size, (16, 16)).context.shape[1] for size in (1, 8, 64)} == {64}
+
+
+# --- The distribution ------------------------------------------------------------------------------------------------
+
+Block = tuple[int, int, int, int]  # top, left, height, width
+
+
+def block_tokens(block: Block, grid: Grid) -> list[int]:
+    top, left, height, width = block
+    return [row * grid[1] + column for row in range(top, top + height) for column in range(left, left + width)]
+
+
+def draw_block(scale: Any, aspect: Any, least: int, grid: Grid, draw: random.Random) -> Block:
+    """Of a scale, an aspect ratio and a place of its own, and widened until it has so many tokens."""
+    area, ratio = int(draw.uniform(*scale) * grid[0] * grid[1]), draw.uniform(*aspect)
+    height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    height, width = min(max(1, height), grid[0]), min(max(1, width), grid[1])
+    while height * width < least:
+        height, width = (height, width + 1) if width < grid[1] else (height + 1, width)
+    return draw.randrange(grid[0] - height + 1), draw.randrange(grid[1] - width + 1), height, width
+
+
+def draw_image(masking: MultiBlockMasking, grid: Grid, draw: random.Random) -> tuple[list[int], list[list[int]]]:
+    """Context and targets of an image as described, token by token; all numbers of tokens are given."""
+    context_tokens, target_tokens = masking.context_tokens or 0, masking.target_tokens or 0
+    inside = set(block_tokens(draw_block(masking.context_scale, (1, 1), 1, grid, draw), grid))
+    for attempt in range(4):
+        options = masking.target_scale, masking.target_aspect, target_tokens
+        blocks = [block_tokens(draw_block(*options, grid, draw), grid) for _ in range(masking.num_targets)]
+        if attempt == 3:
+            blocks = blocks[:1] * masking.num_targets
+        hidden = {token for block in blocks for token in block}
+        free = [token for token in range(grid[0] * grid[1]) if token not in hidden]
+        if len(free) >= context_tokens:
+            break
+    draw.shuffle(free)
+    context = sorted(free, key=lambda token: token not in inside)[:context_tokens]
+    starts = [draw.randrange(len(block)) for block in blocks]
+    return context, [
+        (block + block)[start : start + target_tokens] for block, start in zip(blocks, starts, strict=True)
+    ]
+
+
+def profile(images: Iterable[tuple[Tensor, Tensor]], grid: Grid) -> Tensor:
+    """How often each token is context or target, of what size targets are, and how all of them lie together."""
+    context, targets = (as_map(torch.stack(part), grid) for part in zip(*images, strict=True))
+    size = targets.amax(3).sum(2) * (grid[1] + 1) + targets.amax(2).sum(2)
+    sizes = F.one_hot(size.long(), (grid[0] + 1) * (grid[1] + 1)).float().mean(1)
+    together = []
+    for maps in (context.unsqueeze(1), targets, targets.sum(1, keepdim=True)):
+        for apart in (maps[..., 1:] * maps[..., :-1], maps[:, :, 1:] * maps[:, :, :-1], maps * maps):
+            together.append(apart.sum((1, 2, 3)))
+    for side in (context.amax(2).sum(1), context.amax(1).sum(1)):
+        together.append(side)
+    return torch.cat([context.flatten(1), targets.mean(1).flatten(1), sizes, torch.stack(together, 1)], 1)
+
+
+@pytest.mark.parametrize(
+    ("masking", "grid"),
+    [
+        pytest.param(MultiBlockMasking(context_tokens=27, target_tokens=16), (9, 12), id="default"),
+        pytest.param(MultiBlockMasking(4, (0.15, 0.3), context_tokens=30, target_tokens=9), (8, 8), id="little room"),
+        pytest.param(
+            MultiBlockMasking(2, (0.1, 0.4), (0.2, 4.0), (0.1, 0.3), context_tokens=20, target_tokens=10),
+            (6, 11),
+            id="more context than its block has",
+        ),
+    ],
+)
+def test_against_brute_force(masking: MultiBlockMasking, grid: Grid) -> None:
+    draw = random.Random(0)
+    theirs = [draw_image(masking, grid, draw) for _ in range(1500)]
+    as_tensors = [(torch.tensor(context), torch.tensor(targets)) for context, targets in theirs]
+    ours = drawn(masking, 6000, grid)
+    assert_same_mean(profile(zip(*ours, strict=True), grid), profile(as_tensors, grid))
+
+
+def test_no_side_is_preferred() -> None:
+    """Rows and columns against their mirror images, all tokens within reach; in more images than the test above."""
+    grid = (8, 16)
+    masks = drawn(MultiBlockMasking(), 6000, grid, 1)
+    for maps in (as_map(masks.context, grid), as_map(masks.targets, grid).sum(1)):
+        assert (maps.sum(0) > 0).all()
+        for sides in (maps.sum(1), maps.sum(2)):
+            assert_same_mean(sides, sides.flip(1))
 
 
 # --- The official sampler -------------------------------------------------------------------------------------------
 
-TABLE = {  # facts: mean context tokens at batch sizes 1, 32 and 128, and target tokens
-    (14, 14): ((81.2, 56.3, 51.4), 33.4),
-    (16, 16): ((111.8, 78.6, 68.6), 43.9),
-    (28, 28): ((357.0, 262.0, 237.0), 136.0),
-}
 
-
-def official_batches(batch_size: int, grid: tuple[int, int], number: int, seed: int = 0) -> list[Masks]:
-    masking, rng = MultiBlockMasking(official=True), Rng(seed, batch_size)
+def official_batches(batch_size: int, grid: Grid, number: int, num_targets: int = 4) -> list[Masks]:
+    masking, rng = MultiBlockMasking(num_targets, official=True), Rng(0, batch_size)
     return [masking(batch_size, grid, rng=rng) for _ in range(number)]
 
 
-@pytest.mark.parametrize("grid", TABLE)
-def test_official_counts_by_batch_size(grid: tuple[int, int]) -> None:
-    contexts, target = TABLE[grid]
-    for batch_size, expected, number in zip((1, 32, 128), contexts, (1500, 300, 150), strict=True):
-        batches = official_batches(batch_size, grid, number)
-        counts = torch.tensor([masks.context.shape[1] for masks in batches]).double()
-        error = float(counts.std()) / number**0.5
-        assert abs(float(counts.mean()) - expected) < 4 * error + 0.01 * expected
-        targets = torch.tensor([masks.targets.shape[2] for masks in batches]).double()
-        assert abs(float(targets.mean()) - target) < 4 * float(targets.std()) / number**0.5 + 0.01 * target
-
-
 @pytest.mark.parametrize(
-    ("batch_size", "thirds"), [(1, (0.55, 0.29, 0.47)), (32, (0.54, 0.25, 0.16)), (128, (0.54, 0.21, 0.09))]
+    ("batch_size", "number", "context", "thirds"),
+    [(1, 800, 111.8, (0.55, 0.29, 0.47)), (32, 100, 78.6, (0.54, 0.25, 0.16)), (128, 50, 68.6, (0.54, 0.21, 0.09))],
 )
-def test_official_visible_thirds(batch_size: int, thirds: tuple[float, float, float]) -> None:
-    """The cut takes the lower rows, the more the larger the batch (of 16x16: 5, 5 and 6 rows)."""
-    batches = official_batches(batch_size, (16, 16), 1500 if batch_size == 1 else 150)
+def test_official_counts_by_batch_size(
+    batch_size: int, number: int, context: float, thirds: tuple[float, float, float]
+) -> None:
+    """Of 16x16 tokens, as the official code draws them; the cut takes the lower of 5, 5 and 6 rows."""
+    batches = official_batches(batch_size, (16, 16), number)
+    for counts, expected in (
+        ([m.context.shape[1] for m in batches], context),
+        ([m.targets.shape[2] for m in batches], 43.9),
+    ):
+        found = torch.tensor(counts).double()
+        assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / number**0.5 + 0.01 * expected
     visible = torch.stack([as_map(masks.context, (16, 16)).mean(0) for masks in batches]).mean((0, 2))
-    found = [float(rows.mean()) for rows in visible.split([5, 5, 6])]
-    assert found == pytest.approx(thirds, abs=0.025)
+    assert [float(rows.mean()) for rows in visible.split([5, 5, 6])] == pytest.approx(thirds, abs=0.03)
 
 
-@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (10, 20)])
-def test_official_faults(grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize("grid", [(14, 14), (10, 20)])
+def test_official_faults(grid: Grid) -> None:
     """One size a batch; last row and column never reached; contexts cut in raster order."""
     sizes = set()
-    for masks in official_batches(16, grid, 200):
+    for masks in official_batches(16, grid, 100):
         targets, context = as_map(masks.targets, grid), as_map(masks.context, grid)
         for maps in (targets.flatten(0, 1), context):
             assert not maps[:, -1].any()
@@ -255,7 +236,9 @@ def test_official_faults(grid: tuple[int, int]) -> None:
         assert sizes == COUPLED
 
 
-def brute_force(batch_size: int, grid: tuple[int, int], draw: random.Random) -> tuple[list[list[int]], list[list[int]]]:
+def official_brute_force(
+    batch_size: int, grid: Grid, num_targets: int, draw: random.Random
+) -> tuple[list[list[int]], list[list[int]]]:
     """The official sampler as described, one image at a time: contexts of the batch, and its targets in one list."""
 
     def sides(scale: tuple[float, float], aspect: tuple[float, float]) -> list[int]:
@@ -268,19 +251,19 @@ def brute_force(batch_size: int, grid: tuple[int, int], draw: random.Random) -> 
                 found[axis] -= 1
         return found
 
-    def block(size: list[int]) -> set[int]:
+    def block(size: list[int]) -> list[int]:
         top, left = draw.randrange(grid[0] - size[0]), draw.randrange(grid[1] - size[1])
-        return {row * grid[1] + col for row in range(top, top + size[0]) for col in range(left, left + size[1])}
+        return block_tokens((top, left, *size), grid)
 
     target_size, context_size = sides((0.15, 0.2), (0.75, 1.5)), sides((0.85, 1.0), (1.0, 1.0))
     contexts, targets = [], []
     for _ in range(batch_size):
-        taken = [block(target_size) for _ in range(4)]
-        targets += [sorted(one) for one in taken]
+        taken = [block(target_size) for _ in range(num_targets)]
+        targets += taken
         tries = 0
         while True:
-            avoided = taken[: max(0, 4 - tries // 20)]
-            kept = block(context_size).difference(*avoided)
+            avoided = taken[: max(0, num_targets - tries // 20)]
+            kept = set(block(context_size)).difference(*avoided)
             tries += 1
             if len(kept) > 10:
                 break
@@ -289,26 +272,24 @@ def brute_force(batch_size: int, grid: tuple[int, int], draw: random.Random) -> 
     return [kept[:shortest] for kept in contexts], targets
 
 
-@pytest.mark.parametrize(("grid", "batch_size"), [((14, 14), 6), ((12, 18), 6), ((9, 9), 12)])
-def test_official_against_brute_force(grid: tuple[int, int], batch_size: int) -> None:
-    """The same distribution: numbers of tokens, and how often each token is context or target."""
-    number, draw = 500, random.Random(0)
-    ours: dict[str, list[Tensor]] = {"count": [], "context": [], "target": []}
-    theirs: dict[str, list[Tensor]] = {"count": [], "context": [], "target": []}
+@pytest.mark.parametrize(("grid", "batch_size", "num_targets"), [((12, 18), 4, 4), ((9, 9), 3, 8)])
+def test_official_against_brute_force(grid: Grid, batch_size: int, num_targets: int) -> None:
+    """The same distribution: numbers of tokens, and how often each token is context or target.
 
-    def note(into: dict[str, list[Tensor]], context: Tensor, targets: Tensor) -> None:
-        into["count"].append(torch.tensor([context.shape[-1], targets.shape[-1]]).float())
-        into["context"].append(as_map(context, grid).mean(0).flatten())
-        into["target"].append(as_map(targets, grid).mean(0).flatten())
+    Eight targets often leave no room for a context, which then may overlap some.
+    """
 
-    for masks in official_batches(batch_size, grid, number):
-        note(ours, masks.context, masks.targets.flatten(0, 1))
-        contexts, targets = brute_force(batch_size, grid, draw)
-        note(theirs, torch.tensor(contexts), torch.tensor(targets))
-    for name in ours:
-        a, b = torch.stack(ours[name]), torch.stack(theirs[name])
-        error = ((a.var(0) + b.var(0)) / number).sqrt()
-        assert ((a.mean(0) - b.mean(0)).abs() <= 4.5 * error + 1e-6).all(), name
+    def profile(context: Tensor, targets: Tensor) -> Tensor:
+        counts = torch.tensor([context.shape[-1], targets.shape[-1]]).float()
+        return torch.cat([counts, *(as_map(part, grid).mean(0).flatten() for part in (context, targets))])
+
+    number, draw = 250, random.Random(0)
+    ours = official_batches(batch_size, grid, number, num_targets)
+    theirs = [official_brute_force(batch_size, grid, num_targets, draw) for _ in range(number)]
+    assert_same_mean(
+        torch.stack([profile(masks.context, masks.targets.flatten(0, 1)) for masks in ours]),
+        torch.stack([profile(*map(torch.tensor, parts)) for parts in theirs]),
+    )
 
 
 # --- What cannot be drawn --------------------------------------------------------------------------------------------
@@ -317,16 +298,16 @@ def test_official_against_brute_force(grid: tuple[int, int], batch_size: int) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context_tokens": 14}, r"context_tokens=14 does not fit a \(4, 4\) grid.*choose between 1 and"),
+        ({"context_tokens": 14}, r"context_tokens=14.*\(4, 4\).*between 1 and"),
         ({"context_tokens": 0}, "context_tokens=0"),
-        ({"target_tokens": 17}, "target_tokens=17 does not fit the 16 tokens"),
+        ({"target_tokens": 17}, "target_tokens=17.* 16 tokens"),
         ({"target_tokens": 0}, "target_tokens=0"),
-        ({"official_masks": True}, r"official sampler wants blocks of more than 10 tokens.*\(4, 4\) grid"),
-        ({"target_scale": (0.2, 0.1)}, "target_scale must be a range"),
-        ({"target_scale": (0.0, 0.1)}, "target_scale must be a range"),
-        ({"context_scale": (0.5, 1.1)}, "context_scale must be a range"),
-        ({"target_aspect": (0.0, 1.0)}, "target_aspect must be a range"),
-        ({"num_targets": 0}, "num_targets must be at least 1"),
+        ({"official_masks": True}, r"more than 10 tokens.*\(4, 4\)"),
+        ({"target_scale": (0.2, 0.1)}, r"target_scale.*\(0.2, 0.1\)"),
+        ({"target_scale": (0.0, 0.1)}, r"target_scale.*\(0.0, 0.1\)"),
+        ({"context_scale": (0.5, 1.1)}, r"context_scale.*\(0.5, 1.1\)"),
+        ({"target_aspect": (0.0, 1.0)}, r"target_aspect.*\(0.0, 1.0\)"),
+        ({"num_targets": 0}, "num_targets.* 0"),
     ],
 )
 def test_impossible_settings(options: dict[str, Any], message: str) -> None:
@@ -335,13 +316,13 @@ def test_impossible_settings(options: dict[str, Any], message: str) -> None:
         IJEPA(**TINY | options)
 
 
-def test_the_largest_possible_context() -> None:
+@pytest.mark.parametrize("grid", [(14, 14), (8, 16), (7, 7), (4, 4)])
+def test_the_largest_possible_context(grid: Grid) -> None:
     """The error's bound is sharp enough to be used, and at the bound every batch can be drawn."""
-    for grid in GRIDS:
-        with pytest.raises(ValueError, match="choose between 1 and") as caught:
-            MultiBlockMasking(context_tokens=grid[0] * grid[1]).check(grid)
-        most = int(str(caught.value).split("between 1 and ")[1].split(",")[0])
-        assert most > 0.6 * grid[0] * grid[1]
-        masks = drawn(MultiBlockMasking(context_tokens=most), 300, grid)
-        assert masks.context.shape == (300, most)
-        assert not (as_map(masks.context, grid) * as_map(masks.targets, grid).amax(1)).any()
+    with pytest.raises(ValueError, match="between 1 and") as caught:
+        MultiBlockMasking(context_tokens=grid[0] * grid[1]).check(grid)
+    most = int(str(caught.value).split("between 1 and ")[1].split(",")[0])
+    assert most > 0.6 * grid[0] * grid[1]
+    masks = drawn(MultiBlockMasking(context_tokens=most), 300, grid)
+    assert masks.context.shape == (300, most)
+    assert not (as_map(masks.context, grid) * as_map(masks.targets, grid).amax(1)).any()

@@ -1,4 +1,7 @@
-"""VICReg and SIGReg against lightly, numpy and closed forms, in one process and in two; and C-JEPA."""
+"""VICReg and SIGReg against lightly, numpy and closed forms, in one process and in two; and C-JEPA.
+
+That methods train with them, resume, and train in two processes as in one is in test_contracts.py and test_scale.py.
+"""
 
 import itertools
 from pathlib import Path
@@ -13,7 +16,6 @@ from helpers import TINY, in_two_processes, loader, quiet_trainer, random_images
 from lightly.loss import VICRegLoss, lejepa_loss
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from jepa_lightning import CJEPA, IJEPA
 from jepa_lightning.losses import SIGReg, VICReg
@@ -60,7 +62,7 @@ def spread(*shape: int, seed: int = 0) -> Tensor:
     return gaussian(*shape, seed=seed) * scales + gaussian(*shape[:-1], 1, seed=seed + 1) * 0.4 + 2.0
 
 
-@pytest.mark.parametrize("coefficients", [(25.0, 25.0, 1.0), (1.0, 0.0, 0.0), (0.0, 2.0, 0.5), (0.3, 0.7, 11.0)])
+@pytest.mark.parametrize("coefficients", [(25.0, 25.0, 1.0), (0.3, 0.7, 11.0)])
 def test_vicreg_of_two_views_is_lightlys(coefficients: tuple[float, float, float]) -> None:
     """Value and gradient."""
     ours, theirs = (spread(2, 12, 7).requires_grad_() for _ in range(2))
@@ -71,7 +73,7 @@ def test_vicreg_of_two_views_is_lightlys(coefficients: tuple[float, float, float
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("shape", [(2, 9, 5), (3, 9, 5), (4, 6, 11), (3, 2, 4), (4, 5, 1)])
+@pytest.mark.parametrize("shape", [(3, 9, 5), (2, 6, 11), (3, 2, 4), (4, 5, 1)])
 def test_vicreg_of_many_views_by_brute_force(shape: tuple[int, int, int]) -> None:
     views, vicreg = spread(*shape), VICReg(3.0, 5.0, 7.0)
     expected = brute_vicreg(views)
@@ -92,10 +94,10 @@ def test_vicreg_of_a_single_view() -> None:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(4, 2), (4, 3)], r"one shape \[N, D\].*got \[\[4, 2\], \[4, 3\]\]"),
-        ([(4, 2), (4, 2), (5, 2)], r"got \[\[4, 2\], \[4, 2\], \[5, 2\]\]"),
-        ([(4, 3, 2)], r"got \[\[4, 3, 2\]\]"),
-        ([], r"got \[\]"),
+        ([(4, 2), (4, 3)], r"\[\[4, 2\], \[4, 3\]\]"),
+        ([(4, 2), (4, 2), (5, 2)], r"\[\[4, 2\], \[4, 2\], \[5, 2\]\]"),
+        ([(4, 3, 2)], r"\[\[4, 3, 2\]\]"),
+        ([], r"\[\]"),
     ],
 )
 def test_vicreg_refuses_views(shapes: list[tuple[int, ...]], message: str) -> None:
@@ -103,25 +105,18 @@ def test_vicreg_refuses_views(shapes: list[tuple[int, ...]], message: str) -> No
         VICReg()(*(torch.zeros(shape) for shape in shapes))
 
 
-def test_a_batch_of_one_has_no_spread(tmp_path: Path) -> None:
+def test_a_batch_of_one_has_no_spread() -> None:
     """As the last batch of a validation may be."""
     terms = VICReg().terms(torch.zeros(1, 2), torch.ones(1, 2))
     assert [float(terms[name]) for name in ("sim", "std", "cov")] == [1.0, 0.0, 0.0]
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
-    trainer.fit(CJEPA(**TINY, projector=(8,)), loader(random_images(8)), loader(random_images(9)))
-    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+    module = tiny(CJEPA, projector=(8,)).eval()
+    assert module.loss(module.latents(random_images(1)))["loss"].isfinite()
 
 
-def test_cjepa_has_one_vicreg() -> None:
-    with pytest.raises(ValueError, match="has VICReg already"):
-        CJEPA(**TINY, regularizers={"vicreg": {"weight": 1.0}})
-
-
-@pytest.mark.parametrize("coefficients", [(-1.0, 2.0, 3.0), (1.0, -2.0, 3.0), (1.0, 2.0, -3.0)])
-def test_vicreg_refuses_negative_coefficients(coefficients: tuple[float, float, float]) -> None:
-    sim, std, cov = coefficients
-    with pytest.raises(ValueError, match=f"must not be negative, got sim={sim}, std={std}, cov={cov}"):
-        VICReg(*coefficients)
+@pytest.mark.parametrize("option", ["sim", "std", "cov"])
+def test_vicreg_refuses_negative_coefficients(option: str) -> None:
+    with pytest.raises(ValueError, match=f"negative.*{option}=-2.0"):
+        VICReg(**{option: -2.0})
 
 
 @pytest.mark.parametrize("loss", [lambda z: VICReg()(*z), SIGReg(16).eval()])
@@ -161,14 +156,13 @@ def brute_sigreg(z: np.ndarray, directions: np.ndarray, knots: int = 17, t_max: 
     return len(z) * float(np.mean(of_directions))
 
 
-@pytest.mark.parametrize(("num_samples", "width"), [(1, 4), (10, 1), (1000, 16)])
-def test_sigreg_of_zeros(num_samples: int, width: int) -> None:
+def test_sigreg_of_zeros() -> None:
     per_sample = trapezoid(lambda t: (1 - np.exp(-(t**2) / 2)) ** 2 * np.exp(-(t**2) / 2))
     assert per_sample == pytest.approx(0.4020, abs=5e-5)
-    assert float(SIGReg()(torch.zeros(num_samples, width))) == pytest.approx(per_sample * num_samples, rel=1e-5)
+    assert float(SIGReg()(torch.zeros(10, 4))) == pytest.approx(per_sample * 10, rel=1e-5)
 
 
-@pytest.mark.parametrize(("knots", "t_max"), [(17, 3.0), (2, 1.0), (9, 5.0)])
+@pytest.mark.parametrize(("knots", "t_max"), [(17, 3.0), (2, 1.0)])
 def test_sigreg_of_one_repeated_number(knots: int, t_max: float) -> None:
     """In one dimension all directions are plus or minus one, and |e^{ict} - g|^2 = 1 - 2 g cos(ct) + g^2."""
 
@@ -180,7 +174,7 @@ def test_sigreg_of_one_repeated_number(knots: int, t_max: float) -> None:
     assert float(value) == pytest.approx(20 * trapezoid(integrand, knots, t_max), rel=1e-5)
 
 
-@pytest.mark.parametrize(("num_samples", "width"), [(2, 1), (32, 3), (200, 24)])
+@pytest.mark.parametrize(("num_samples", "width"), [(2, 1), (32, 3)])
 def test_sigreg_of_gaussian_samples(num_samples: int, width: int) -> None:
     """The expectation is the integral of (1 - |φ|²) exp(-t²/2), whatever N and D."""
     expected = trapezoid(lambda t: (1 - np.exp(-(t**2))) * np.exp(-(t**2) / 2), knots=3001)
@@ -195,18 +189,18 @@ def test_sigreg_of_gaussian_samples(num_samples: int, width: int) -> None:
 def test_sigreg_sees_what_is_not_gaussian() -> None:
     """Wider, narrower, shifted, two-valued: by far more than by chance."""
     z = gaussian(500, 4)
+    healthy = SIGReg(64)(z)
     for other in (1.5 * z, 0.6 * z, z + 0.5, z.sign(), z[:, :1].expand(-1, 4)):
-        assert SIGReg(64)(other) > 5 * SIGReg(64)(z)
+        assert SIGReg(64)(other) > 5 * healthy
 
 
-@pytest.mark.parametrize(("knots", "t_max"), [(17, 3.0), (6, 2.0)])
-def test_sigreg_by_brute_force(knots: int, t_max: float) -> None:
-    z, sigreg = spread(7, 3), SIGReg(5, knots, t_max).eval()
-    expected = brute_sigreg(z.double().numpy(), sigreg.directions(z).double().numpy(), knots, t_max)
+def test_sigreg_by_brute_force() -> None:
+    z, sigreg = spread(7, 3), SIGReg(5, 6, 2.0).eval()
+    expected = brute_sigreg(z.double().numpy(), sigreg.directions(z).double().numpy(), 6, 2.0)
     assert float(sigreg(z)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(50, 8), (3, 20, 5), (2, 3, 10, 4)])
+@pytest.mark.parametrize("shape", [(50, 8), (2, 3, 10, 4)])
 def test_sigreg_is_lightlys_along_the_same_directions(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient."""
     sigreg, theirs = SIGReg(40, 9, 2.5).eval(), lejepa_loss.SIGReg(num_vectors=40, knots=9, t_max=2.5)
@@ -262,15 +256,15 @@ def test_directions_survive_a_checkpoint(tmp_path: Path) -> None:
         assert restored.step == 3
 
 
-@pytest.mark.parametrize("options", [(0, 17, 3.0), (-4, 17, 3.0), (8, 1, 3.0), (8, 17, 0.0), (8, 17, -1.5)])
+@pytest.mark.parametrize("options", [(0, 17, 3.0), (8, 1, 3.0), (8, 17, 0.0)])
 def test_sigreg_refuses_options(options: tuple[int, int, float]) -> None:
-    with pytest.raises(ValueError, match=f"got {', '.join(map(str, options))}$"):
+    with pytest.raises(ValueError, match=", ".join(map(str, options))):
         SIGReg(*options)
 
 
 @pytest.mark.parametrize("shape", [(5,), ()])
 def test_sigreg_refuses_embeddings(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"\[\.\.\., N, D\], got \[{', '.join(map(str, shape))}\]"):
+    with pytest.raises(ValueError, match=rf"N, D\].*\[{', '.join(map(str, shape))}\]"):
         SIGReg()(torch.zeros(shape))
 
 
@@ -311,7 +305,7 @@ def test_views_by_hand() -> None:
         torch.testing.assert_close(Regularizer("sigreg", 6, 1.0, source).views(latents), torch.stack(views))
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ["context", "prediction_blocks"])
 def test_projector_by_hand(source: Any) -> None:
     """Linear layers with norms over features between them, none after the last; the terms are of what comes out."""
     torch.manual_seed(0)
@@ -370,16 +364,16 @@ def test_without_regularizers(regularizers: Any) -> None:
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
-        ({"vicregg": {"weight": 1.0}}, ValueError, "no regulariser 'vicregg'; choose from vicreg, sigreg"),
-        ({"sigreg": {"weight": 1.0, "source": "target"}}, ValueError, "source of sigreg must be.*got 'target'"),
-        ({"sigreg": {"weight": 1.0, "slices": 4}}, TypeError, "sigreg has no option slices; did you mean num_slices"),
-        ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "vicreg has no option knots; it takes cov, projector"),
-        ({"vicreg": {"weight": -0.5}}, ValueError, "weight of vicreg must be .* not negative, got -0.5"),
-        ({"sigreg": {"weight": float("nan")}}, ValueError, "weight of sigreg must be finite .*, got nan"),
-        ({"vicreg": {"weight": 0.5, "std": -2.0}}, ValueError, "must not be negative, got sim=25.0, std=-2.0"),
+        ({"vicregg": {"weight": 1.0}}, ValueError, "vicregg.*vicreg, sigreg"),
+        ({"sigreg": {"weight": 1.0, "source": "target"}}, ValueError, "source of sigreg.*target"),
+        ({"sigreg": {"weight": 1.0, "slices": 4}}, TypeError, "slices.*num_slices"),
+        ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "knots.*cov, projector"),
+        ({"vicreg": {"weight": -0.5}}, ValueError, r"weight of vicreg.* -0.5"),
+        ({"sigreg": {"weight": float("nan")}}, ValueError, "weight of sigreg.* nan"),
+        ({"vicreg": {"weight": 0.5, "std": -2.0}}, ValueError, r"std=-2.0"),
         ({"sigreg": {"source": "context"}}, TypeError, "sigreg needs a weight"),
-        ({"sigreg": {"wieght": 1.0}}, TypeError, "sigreg has no option wieght; did you mean weight"),
-        ({"vicreg": {"weight": 1.0, "projector": [8, 0]}}, ValueError, "vicreg_projector_1 must be .* got 0"),
+        ({"sigreg": {"wieght": 1.0}}, TypeError, "wieght.*weight"),
+        ({"vicreg": {"weight": 1.0, "projector": [8, 0]}}, ValueError, r"vicreg_projector_1.* 0"),
     ],
 )
 def test_refused_regularizers(chosen: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -387,8 +381,9 @@ def test_refused_regularizers(chosen: dict[str, Any], error: type[Exception], me
         tiny(regularizers=chosen)
 
 
-@pytest.mark.parametrize("name", ["vicreg", "sigreg"])
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("name", "source"), [*(("vicreg", source) for source in SOURCES), ("sigreg", "context_tokens")]
+)
 def test_where_gradients_go(name: str, source: str) -> None:
     """To the projector, the student and, from predictions, the predictor; never to the teacher."""
     module = tiny(regularizers={name: {"weight": 1.0, "source": source, "projector": [12, 8]}})
@@ -414,19 +409,17 @@ def test_cjepa_defaults() -> None:
     assert widths == [(2048, 768), (2048, 2048), (2048, 2048)]
 
 
-@pytest.mark.parametrize(("beta", "coefficients"), [(0.001, (25.0, 25.0, 1.0)), (0.4, (3.0, 5.0, 7.0))])
-def test_cjepa_compares_the_predictions_of_blocks(beta: float, coefficients: tuple[float, float, float]) -> None:
+def test_cjepa_compares_the_predictions_of_blocks() -> None:
     """By lightly's loss of each pair of different blocks."""
-    sim, std, cov = coefficients
-    module = tiny(CJEPA, beta=beta, sim=sim, std=std, cov=cov, projector=(32, 24), num_targets=3)
+    module = tiny(CJEPA, beta=0.4, sim=3.0, std=5.0, cov=7.0, projector=(32, 24), num_targets=3)
     latents = module.latents(random_images(8))
     pooled = [latents.prediction[:, block].mean(1) for block in range(3)]
     z = [module.regularizers["vicreg"].projector(block) for block in pooled]
     assert z[0].shape == (8, 24)
-    pairs = [VICRegLoss(*coefficients)(a, b) for a, b in itertools.permutations(z, 2)]
+    pairs = [VICRegLoss(3.0, 5.0, 7.0)(a, b) for a, b in itertools.permutations(z, 2)]
     terms = module.loss(latents)
     energy = F.smooth_l1_loss(latents.prediction, latents.target)
-    torch.testing.assert_close(terms["loss"] - energy, beta * torch.stack(pairs).mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["loss"] - energy, 0.4 * torch.stack(pairs).mean(), rtol=1e-4, atol=1e-6)
     assert set(terms) == {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov"}
 
 
@@ -440,55 +433,31 @@ class Record(pl.Callback):
         self.outputs.append(outputs)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_cjepa_trains_with_every_source(source: Any, tmp_path: Path) -> None:
+def test_cjepa_trains(tmp_path: Path) -> None:
     """The term alone moves the projector, and goes down; all terms are logged."""
-    module = tiny(CJEPA, beta=1.0, vicreg_source=source, projector=(32, 24), lr=1e-2, start_lr=1e-2, final_lr=1e-2)
+    module = tiny(CJEPA, beta=1.0, projector=(32, 24), lr=1e-2, start_lr=1e-2, final_lr=1e-2)
     record, before = Record(), [p.clone() for p in module.regularizers.parameters()]
-    trainer = quiet_trainer(tmp_path, max_epochs=24, callbacks=[record])
+    trainer = quiet_trainer(tmp_path, max_epochs=20, callbacks=[record])
     trainer.fit(module, loader(random_images(16), 16), loader(random_images(8)))
     assert all(not torch.equal(p, q) for p, q in zip(module.regularizers.parameters(), before, strict=True))
     penalties = [(outputs["loss"] - outputs["energy"]).item() for outputs in record.outputs]
     assert np.mean(penalties[-5:]) < 0.95 * penalties[0]
     names = {"loss", "energy", "vicreg_sim", "vicreg_std", "vicreg_cov"}
     assert {f"{stage}/{name}" for stage in ("train", "val") for name in names} <= set(trainer.callback_metrics)
-    assert (trainer.callback_metrics["train/vicreg_sim"] == 0) == (source in ("context", "context_tokens"))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": -0.1}, "must be finite and not negative, got -0.1"),
-        ({"cov": -1.0}, "cov=-1.0"),
-        ({"vicreg_source": "target"}, "source of vicreg must be one of.*got 'target'"),
+        ({"beta": -0.1}, r"negative.* -0.1"),
+        ({"cov": -1.0}, r"cov=-1.0"),
+        ({"vicreg_source": "target"}, "source of vicreg.*target"),
+        ({"regularizers": {"vicreg": {"weight": 1.0}}}, "has VICReg already"),
     ],
 )
 def test_cjepa_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(CJEPA, projector=(8,), **options)
-
-
-def test_cjepa_from_a_checkpoint(tmp_path: Path) -> None:
-    options = {"projector": (12, 8), "regularizers": {"sigreg": {"weight": 0.05, "num_slices": 16}}}
-    module = tiny(CJEPA, beta=0.02, **options)
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
-    trainer.fit(module, loader(random_images(24)))
-    trainer.save_checkpoint(tmp_path / "it.ckpt")
-    torch.manual_seed(1)
-    loaded = CJEPA.load_from_checkpoint(tmp_path / "it.ckpt")
-    assert dict(loaded.hparams) == dict(module.hparams)
-    assert dict(loaded.hparams).items() >= (options | {"beta": 0.02}).items()
-    assert [*loaded.regularizers] == ["vicreg", "sigreg"]
-    state = module.state_dict()
-    assert state.keys() == loaded.state_dict().keys()
-    for name, value in loaded.state_dict().items():
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name])), name
-    assert loaded.regularizers["sigreg"].regularizer.step == 3
-    images = random_images(8)
-    masks = module.draw(images, module.rng(8, 0))
-    mine, theirs = (it.eval().loss(it.latents(images, masks)) for it in (module, loaded))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 # --- Two processes ---------------------------------------------------------------------------------------------------
@@ -514,61 +483,8 @@ def embedded(name: str, samples: Tensor, parallel: bool) -> tuple[nn.Module, Ten
     return network, z.detach(), loss.detach()
 
 
-class PlainSteps(IJEPA):
-    """Plain gradient steps, which do not blow up rounding errors as Adam's do."""
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
-
-
-class PlainCJEPA(PlainSteps, CJEPA):
-    pass
-
-
-JOINT = 8
-TRAININGS: dict[str, tuple[type[IJEPA], dict[str, Any]]] = {
-    "CJEPA": (PlainCJEPA, {"beta": 0.1, "projector": (12, 8)}),
-    "context": (PlainSteps, {"regularizers": {"sigreg": {"weight": 0.5, "num_slices": 16}}}),
-    "tokens": (
-        PlainSteps,
-        {
-            "regularizers": {
-                "vicreg": {"weight": 0.1, "source": "context_and_target"},
-                "sigreg": {"weight": 0.1, "source": "context_tokens", "projector": [8], "num_slices": 16},
-            }
-        },
-    ),
-}
-
-
-def train(name: str, folder: Path, rank: int, ranks: int) -> IJEPA:
-    """Two steps with the rank's part of two batches: every sample by turns, as a `DistributedSampler` deals them."""
-    module_class, options = TRAININGS[name]
-    module = tiny(module_class, momentum=(0.5, 0.5), **options)
-    batches = random_images(2 * JOINT).unflatten(0, (2, JOINT // ranks, ranks))[:, :, rank]
-    parallel = {"devices": ranks, "strategy": "ddp", "use_distributed_sampler": False} if ranks > 1 else {}
-    quiet_trainer(folder, max_epochs=1, **parallel).fit(module, DataLoader(batches, batch_size=None))
-    return module
-
-
-def test_resume_goes_on_with_the_directions(tmp_path: Path) -> None:
-    """Two epochs in one go, and one with another after a restart: the same bits."""
-    finals = []
-    for epochs, resumed in ((2, None), (1, None), (2, tmp_path / "1.ckpt")):
-        regularizers = {"sigreg": {"weight": 1.0, "num_slices": 4}}
-        module = tiny(PlainSteps, momentum=(0.5, 0.5), regularizers=regularizers)
-        trainer = quiet_trainer(tmp_path, max_epochs=epochs)
-        trainer.fit(module, loader(random_images(2 * JOINT), JOINT), ckpt_path=resumed)
-        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        finals.append(module.state_dict())
-    whole, half, restarted = finals
-    (step,) = (name for name in whole if name.endswith("_extra_state"))
-    assert (half[step], whole[step], restarted[step]) == (2, 4, 4)
-    assert all(torch.equal(torch.as_tensor(whole[name]), torch.as_tensor(restarted[name])) for name in whole)
-
-
 def two_processes(rank: int, folder: Path) -> dict[str, Any]:
-    """One of two ranks: the regularisers of a network's embeddings, then trainings."""
+    """One of two ranks: the regularisers of a network's embeddings, and a second step's directions."""
     result: dict[str, Any] = {}
     for name, samples in SAMPLES.items():
         network, z, loss = embedded(name, samples.split(SIZES[name], 1)[rank], parallel=True)
@@ -577,11 +493,10 @@ def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     sigreg = SIGReg(8)
     sigreg(gaussian(4, 3, seed=rank))
     result["directions"] = sigreg.directions(gaussian(4, 3, seed=rank))
-    for name in TRAININGS:
-        result[name] = train(name, folder, rank, 2).state_dict()
     return result
 
 
+# Seven seconds if it is the first to start two processes: what they are forked from imports everything.
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return in_two_processes(two_processes, tmp_path_factory.mktemp("ranks"))
@@ -612,14 +527,3 @@ def test_two_ranks_are_one_batch(name: str, ranks: list[dict[str, Any]]) -> None
 def test_directions_of_two_ranks(ranks: list[dict[str, Any]]) -> None:
     a, b = ranks
     assert torch.equal(a["directions"], b["directions"])
-
-
-@pytest.mark.parametrize("name", TRAININGS)
-def test_training_in_two_processes(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Halves of a batch in two ranks make the steps of the whole batch in one."""
-    one = train(name, tmp_path, 0, 1).state_dict()
-    for rank in ranks:
-        assert rank[name].keys() == one.keys()
-        for key, value in one.items():
-            got, expected = (torch.as_tensor(it) for it in (rank[name][key], value))
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

@@ -2,16 +2,12 @@
 
 import csv
 import json
+import multiprocessing
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,16 +15,15 @@ import numpy as np
 import pytest
 import torch
 from fake_data import write_images, write_mnist, write_shard, write_videos
-from helpers import TINY, in_two_processes, quiet_trainer
+from helpers import TINY, difference, exit_code, in_two_processes, quiet_trainer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jepa_lightning import IJEPA, ImageDataModule, LeJEPA, MovingShapesDataModule, ShapesDataModule, VideoDataModule
+from jepa_lightning import IJEPA, ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
 from jepa_lightning.callbacks import KNNProbe, LinearProbe
 from jepa_lightning.cli import main
 from jepa_lightning.data import Order, ResumableLoader, Visit, Visits, seeded
-from jepa_lightning.draws import Rng
 
 
 @pytest.fixture(autouse=True)
@@ -39,22 +34,6 @@ def _one_thread_and_its_seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def same(a: Any, b: Any, path: str = "") -> bool:
-    """Whether nested states are equal to the last bit; names the first place where they are not."""
-    if isinstance(a, Tensor):
-        equal = isinstance(b, Tensor) and torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        equal = all(same(a[key], b[key], f"{path}/{key}") for key in a)
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        equal = all(same(x, y, f"{path}/{i}") for i, (x, y) in enumerate(zip(a, b, strict=True)))
-    else:
-        equal = a == b
-    assert equal, f"{path}: {a} and {b}"
-    return equal
 
 
 # --- Order and draws -------------------------------------------------------------------------------------------------
@@ -79,7 +58,7 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert [*visits] == asked[15:]
     assert len(again) == 9
     assert [*Order(range(11), 3, seed=6)] != first
-    with pytest.raises(ValueError, match=r"there are 3 training samples, fewer than a batch_size=4 on 1 ranks"):
+    with pytest.raises(ValueError, match=r"3 training samples.*batch_size=4"):
         Order(range(3), 4)
 
 
@@ -169,20 +148,21 @@ def images(root: Path, num_workers: int = 0, batch_size: int = 4) -> ImageDataMo
 def fit(
     datamodule: Any, record: Record, ckpt_path: Path | None = None, **options: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train for three epochs; what is then in the module and in the probes."""
+    """Train for two epochs; what is then in the module and in the probes."""
     pl.seed_everything(0 if ckpt_path is None else 99, verbose=False)  # a resumed run's own seed must not matter
     os.environ["PL_GLOBAL_SEED"] = "0"  # but for the order, which is a function of it
     probes = [LinearProbe(3), KNNProbe(bank_size=10)]
     module = WithDropout(**TINY)
-    trainer = quiet_trainer(max_epochs=3, callbacks=[*probes, record], enable_checkpointing=True, **options)
+    trainer = quiet_trainer(max_epochs=2, callbacks=[*probes, record], enable_checkpointing=True, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not resumable.*")
         trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
     assert trainer.global_step == trainer.estimated_stepping_batches
-    assert trainer.current_epoch == 3
+    assert trainer.current_epoch == 2
     return module.state_dict(), {probe.state_key: probe.state_dict() for probe in probes}
 
 
+# Three seconds: ten trainings.
 @pytest.mark.parametrize(
     "options", [{"val_check_interval": 2}, {"accumulate_grad_batches": 2, "limit_train_batches": 4}]
 )
@@ -192,17 +172,17 @@ def test_resumed_from_anywhere(options: dict[str, Any], tmp_path: Path) -> None:
     whole = Record(tmp_path)
     expected = fit(images(tmp_path / "images"), whole, **options)
     batches = 5 - ("limit_train_batches" in options)
-    assert [*whole.losses] == [(epoch, batch) for epoch in range(3) for batch in range(batches)]
+    assert [*whole.losses] == [(epoch, batch) for epoch in range(2) for batch in range(batches)]
     checkpoints = sorted(tmp_path.glob("*.ckpt"))
-    assert len(checkpoints) >= 3 * (batches + 2)
+    assert len(checkpoints) >= 2 * (batches + 2)
     for checkpoint in checkpoints:
         place = int(checkpoint.name.split()[0])
-        if place > 2 * batches + 1:
+        if place > batches + 1:
             continue
         rest = Record()
         found = fit(images(tmp_path / "images"), rest, checkpoint, **options)
         assert rest.losses == dict([*whole.losses.items()][place:]), checkpoint.name
-        assert same(expected, found, checkpoint.name)
+        assert not difference(expected, found, checkpoint.name)
 
 
 # --- Every DataModule ------------------------------------------------------------------------------------------------
@@ -279,19 +259,21 @@ def streamed_shards(root: Path, num_workers: int) -> Any:
     return lambda: ImageDataModule("shards", str(root), 16, 4, num_workers, samples_per_epoch=32)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("prepare", [mnist, shapes, moving_shapes, videos, listed_shards, streamed_shards])
+@pytest.mark.parametrize(
+    ("prepare", "num_workers"),
+    [(shapes, 0)] + [(each, 2) for each in (mnist, shapes, moving_shapes, videos, listed_shards, streamed_shards)],
+)
 def test_batches_of_all_data_modules(prepare: Callable[..., Any], num_workers: int, tmp_path: Path) -> None:
     """Interrupted in the second epoch by an error, with batches loaded ahead."""
     make, path = prepare(tmp_path, num_workers), tmp_path / "last.ckpt"
     whole = Witness()
-    quiet_trainer(max_epochs=3).fit(whole, make())
+    quiet_trainer(max_epochs=2).fit(whole, make())
     stopped, resumed = Witness(stop_before=(1, 3)), Witness()
     stop_and_save(stopped, make(), path)
-    quiet_trainer(max_epochs=3).fit(resumed, make(), ckpt_path=path, weights_only=True)
+    quiet_trainer(max_epochs=2).fit(resumed, make(), ckpt_path=path, weights_only=True)
     assert min(resumed.batches) == (1, 3)
-    assert same(stopped.batches | resumed.batches, whole.batches)
-    assert len(whole.batches) == 3 * max(batch + 1 for _, batch in whole.batches)
+    assert not difference(stopped.batches | resumed.batches, whole.batches)
+    assert len(whole.batches) == 2 * max(batch + 1 for _, batch in whole.batches)
 
 
 def test_a_callback_may_read_the_training_data_in_mid_epoch() -> None:
@@ -334,7 +316,7 @@ def test_a_datamodule_of_ones_own(tmp_path: Path) -> None:
     stop_and_save(half, OwnData(), tmp_path / "6.ckpt")
     quiet_trainer(max_epochs=2).fit(rest, OwnData(), ckpt_path=tmp_path / "6.ckpt", weights_only=True)
     assert [*rest.batches] == [(1, 2), (1, 3)]
-    assert same(half.batches | rest.batches, whole.batches)
+    assert not difference(half.batches | rest.batches, whole.batches)
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
@@ -369,7 +351,7 @@ def test_listed_shards_hold_each_image_once(tmp_path: Path) -> None:
     assert torch.equal(((batch.image[0] * std + mean) * 255).round().byte(), pixels)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 3])
 def test_streamed_shards_resume_without_loss(num_workers: int, tmp_path: Path) -> None:
     """Six equal shards: each image once an epoch, also in one that is resumed, by readers that take turns."""
     write_image_shards(tmp_path, (4,) * 6)
@@ -399,9 +381,7 @@ def write_index(folder: Path, sizes: dict[str, int]) -> Path:
 SIZES = (5, 1, 9, 4, 7, 2, 2)  # of shards, 30 images in all
 
 
-@pytest.mark.parametrize(
-    ("ranks", "num_workers", "batch_size"), [(1, 0, 2), (1, 3, 4), (2, 2, 3), (3, 3, 3), (4, 1, 1)]
-)
+@pytest.mark.parametrize(("ranks", "num_workers", "batch_size"), [(1, 0, 2), (1, 3, 4), (3, 2, 3), (4, 0, 1)])
 def test_shards_with_an_index(
     ranks: int, num_workers: int, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,15 +390,18 @@ def test_shards_with_an_index(
     index = write_index(tmp_path / "train", {f"{number}.tar": size for number, size in enumerate(SIZES)})
     expected = 30 // ranks // batch_size * batch_size * ranks
     seen: list[list[int]] = [[], []]
-    for rank in range(ranks):
-        for module in ("order", "shards"):
-            monkeypatch.setattr(f"jepa_lightning.data.{module}.rank_and_ranks", lambda rank=rank: (rank, ranks))
-        data = ImageDataModule("shards", f"pipe:cat {index}", 16, batch_size, num_workers)
+
+    def read(data: ImageDataModule) -> None:
         data.setup("fit")
         loader = data.train_dataloader()
         for labels in seen:
             labels += [int(label) for batch in loader for label in batch.label]
-    assert not data.faulty
+        assert not data.faulty
+
+    for rank in range(ranks):
+        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", ranks)):
+            monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+        read(ImageDataModule("shards", f"pipe:cat {index}", 16, batch_size, num_workers))
     for labels in seen:
         assert len(labels) == len({*labels}) == expected
         assert {*labels} <= {*range(30)}
@@ -446,23 +429,23 @@ def test_an_index_that_cannot_be_used(tmp_path: Path) -> None:
 
     write_image_shards(tmp_path, (2, 2))
     index = write_index(tmp_path / "train", {"0.tar": 2, "1.tar": 4})
-    with pytest.raises(ValueError, match=r"samples_per_epoch=4, but the index .* says how many samples there are"):
+    with pytest.raises(ValueError, match=r"samples_per_epoch=4.*index"):
         start(index, 4)
-    with pytest.warns(UserWarning, match=r"1\.tar \(it has 2 samples, fewer than its index says\)"):
+    with pytest.warns(UserWarning, match=r"1\.tar \(it has 2 samples"):
         assert len(list(start(index).train_dataloader())) == 6
-    with pytest.raises(FileNotFoundError, match=r"the index .*nowhere\.json cannot be read: .*No such file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json.*No such file"):
         start(tmp_path / "nowhere.json")
-    with pytest.raises(FileNotFoundError, match=r"the index pipe:cat /nowhere\.json cannot be read: .* exit 1"):
+    with pytest.raises(FileNotFoundError, match=r"pipe:cat /nowhere\.json.*exit 1"):
         start("pipe:cat /nowhere.json")
-    with pytest.raises(FileNotFoundError, match=r"train/2\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train/2\.tar"):
         start(write_index(tmp_path / "train", {"2.tar": 2}))
-    with pytest.raises(ValueError, match=r"'pipe:rm 0\.tar is a command, which only root may be; its index has names'"):
+    with pytest.raises(ValueError, match=r"pipe:rm 0\.tar.*command"):
         start(write_index(tmp_path, {"pipe:rm 0.tar": 2}))
-    with pytest.raises(ValueError, match="has no shards"):
+    with pytest.raises(ValueError, match="no shards"):
         start(write_index(tmp_path, {}))
     for text in ("{}", "[", '{"shardlist": [{"url": "0.tar"}]}', '{"shardlist": [{"url": "0.tar", "nsamples": -1}]}'):
         index.write_text(text)
-        with pytest.raises(ValueError, match=r"is not an index of shards, .*nsamples"):
+        with pytest.raises(ValueError, match=r"index.*nsamples"):
             start(index)
     write_index(tmp_path / "train", {f"0.tar; touch {tmp_path}/harm;.tar": 2})
     with pytest.raises((RuntimeError, FileNotFoundError)):
@@ -477,9 +460,9 @@ def test_shards_of_images_that_cannot_be_used(tmp_path: Path) -> None:
         return list(datamodule.train_dataloader())
 
     write_image_shards(tmp_path, (2, 2))
-    with pytest.raises(ValueError, match=r"https://example\.org/0\.tar is no file here, .*: give samples_per_epoch"):
+    with pytest.raises(ValueError, match=r"https://example\.org/0\.tar.*samples_per_epoch"):
         start("https://example.org/{0..3}.tar")
-    with pytest.raises(ValueError, match="num_workers=3 on 1 ranks are too many for 2 shards"):
+    with pytest.raises(ValueError, match=r"num_workers=3.*2 shards"):
         start(tmp_path, 3, 4)
     with pytest.raises(ValueError, match="samples_per_epoch=4 with dataset='folder'"):
         ImageDataModule("folder", samples_per_epoch=4)
@@ -487,64 +470,46 @@ def test_shards_of_images_that_cannot_be_used(tmp_path: Path) -> None:
         ImageDataModule("shards", samples_per_epoch=0)
     write_shard(tmp_path / "bad/0.tar", {"0.png": b"no image"})
     for samples in (None, 1):
-        with pytest.raises(RuntimeError, match=r"1 images in a row cannot be read: .*bad/0\.tar/0\.png.*Repair"):
+        with pytest.raises(RuntimeError, match=r"bad/0\.tar/0\.png.*Repair"):
             start(tmp_path / "bad", samples_per_epoch=samples)
     write_shard(tmp_path / "clips/0.tar", {"0.mp4": b"", "0.txt": b""})
     for samples in (None, 1):
-        with pytest.raises(FileNotFoundError, match=r"clips/0\.tar: no member of these shards is one of \.jpg"):
+        with pytest.raises(FileNotFoundError, match=r"clips/0\.tar.*\.jpg"):
             start(tmp_path / "clips", samples_per_epoch=samples)
     broken = tmp_path / "train/1.tar"
     broken.write_bytes(broken.read_bytes()[:700])
-    with pytest.raises(RuntimeError, match=r"1\.tar cannot be read: .*Repair or remove"):
+    with pytest.raises(RuntimeError, match=r"1\.tar.*Repair"):
         start(tmp_path)
-    with pytest.warns(UserWarning, match=r"1 of \d images cannot be read: \S*1\.tar \(the rest of the shard cannot be"):
+    with pytest.warns(UserWarning, match=r"1 of \d images.*1\.tar"):
         assert len(start(tmp_path, samples_per_epoch=4)) == 4
 
 
 # --- Other numbers of ranks ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [IJEPA(**TINY), LeJEPA(16, 4, 3, 16, 1, 2, projector=(8, 4), local_size=8)])
-def test_masks_of_a_sample_do_not_depend_on_the_ranks(module: Any) -> None:
-    def of_rank(rank: int, ranks: int) -> Any:
-        strategy = SimpleNamespace(broadcast=lambda seed: seed)
-        module._trainer = SimpleNamespace(world_size=ranks, global_rank=rank, current_epoch=3, strategy=strategy)
-        return module.draw(torch.empty(8 // ranks, 3, 16, 16), module.rng(8 // ranks, batch_idx=2))
-
-    torch.manual_seed(4)
-    alone, four = of_rank(0, 1), [of_rank(rank, 4) for rank in range(4)]
-    rng = Rng(4, batch_size=8, epoch=3, batch=2)
-    expected = module.views(8, rng) if isinstance(module, LeJEPA) else module.masking(8, (4, 4), rng=rng)
-    assert all(type(masks) is type(expected) for masks in (alone, *four))
-    for field, values in expected._asdict().items():
-        assert torch.equal(getattr(alone, field), values)
-        parts = torch.stack([getattr(masks, field) for masks in four], dim=1)
-        assert torch.equal(parts.flatten(0, 1), values)
-    module._trainer = None
+ACCUMULATING: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True}
 
 
-def two_processes(rank: int, folder: Path, accumulate: int) -> dict[str, Any]:
+def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     record = Record(folder)
     module = IJEPA(**TINY)
     pl.seed_everything(0, verbose=False)
-    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
-    trainer = quiet_trainer(devices=2, strategy="ddp", max_epochs=2, callbacks=[record], limit_val_batches=0, **options)
+    trainer = quiet_trainer(devices=2, strategy="ddp", callbacks=[record], limit_val_batches=0, **ACCUMULATING)
     trainer.fit(module, images(folder / "images", batch_size=3))
     return {"losses": record.losses, "weights": module.state_dict()}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_go_on_as_one(accumulate: int, tmp_path: Path) -> None:
-    """Of the same batches together: also in mid-epoch and in mid-accumulation, and up to rounding."""
+# Three seconds, and the start of two processes.
+def test_two_processes_go_on_as_one(tmp_path: Path) -> None:
+    """Of the same batches together, in mid-epoch and in mid-accumulation, up to rounding."""
     write_folder(tmp_path / "images", 31)
-    a, b = in_two_processes(two_processes, tmp_path, accumulate)
+    a, b = in_two_processes(two_processes, tmp_path)
     expected = {at: (loss + b["losses"][at]) / 2 for at, loss in a["losses"].items()}
     assert [*expected] == [(epoch, batch) for epoch in range(2) for batch in range(5)]
     assert a["losses"] != b["losses"]
     record = Record()
     module = IJEPA(**TINY)
-    options: dict[str, Any] = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True}
-    trainer = quiet_trainer(max_epochs=2, callbacks=[record], limit_val_batches=0, **options)
+    trainer = quiet_trainer(callbacks=[record], limit_val_batches=0, **ACCUMULATING)
     pl.seed_everything(0, verbose=False)
     trainer.fit(module, images(tmp_path / "images", batch_size=6), ckpt_path=tmp_path / "3 train batch end.ckpt")
     assert [*record.losses] == [*expected][3:]
@@ -565,17 +530,35 @@ def read_log(folder: Path) -> dict[tuple[int, str], str]:
     return {(int(row["step"]), name): value for row in rows for name, value in row.items() if value}
 
 
+class Killed(pl.Callback):
+    """Ends the process after a step as a machine that loses power does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # or else its workers outlive it
+    main(arguments)
+
+
+# Four seconds, and the start of a process: three runs, two of them with workers.
 def test_kill_and_resume_by_the_command_line(tmp_path: Path) -> None:
-    """SIGKILL at a random moment of a run with workers; its last checkpoint leads to the end of the unbroken run."""
+    """SIGKILL in mid-epoch of a run with workers; its last checkpoint leads to the end of the unbroken run."""
     write_folder(tmp_path / "images")
 
     def arguments(name: str, num_workers: int) -> list[str]:
         root = f"{tmp_path}/{name}"
         return [
-            "fit", "--model=IJEPA", *(f"--model.{key}={value}" for key, value in TINY.items()),
+            "fit", "--model=IJEPA", *(f"--model.{key}={value}" for key, value in TINY.items()), "--seed_everything=0",
             "--data=ImageDataModule", "--data.dataset=folder", f"--data.root={tmp_path}/images", "--data.image_size=16",
             "--data.batch_size=3", "--data.horizontal_flip=true", f"--data.num_workers={num_workers}",
-            "--trainer.max_epochs=30", "--trainer.accelerator=cpu", "--trainer.check_val_every_n_epoch=5",
+            "--trainer.max_epochs=4", "--trainer.accelerator=cpu", "--trainer.check_val_every_n_epoch=2",
             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
             f"--trainer.default_root_dir={root}", "--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={root}",
             "--trainer.logger.name=", "--trainer.logger.flush_logs_every_n_steps=1", "--trainer.log_every_n_steps=1",
@@ -586,21 +569,15 @@ def test_kill_and_resume_by_the_command_line(tmp_path: Path) -> None:
         ]  # fmt: skip
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    program = [sys.executable, "-c", "from jepa_lightning.cli import main; main()", *arguments("killed", 2)]
-    with subprocess.Popen(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL) as process:
-        while not (killed / "last.ckpt").exists():
-            assert process.poll() is None, "it ended before its first checkpoint"
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, "it ended too soon"
+    kill = ["--trainer.callbacks+=test_resume.Killed", "--trainer.callbacks.step=13"]
+    assert exit_code(run, [*arguments("killed", 2), *kill]) == -signal.SIGKILL
     step = torch.load(killed / "last.ckpt", weights_only=True)["global_step"]
     main([*arguments("killed", 1), "--ckpt_path", "last"])
     main(arguments("whole", 0))
     expected, before, after = (read_log(folder) for folder in (whole / "version_0", *sorted(killed.glob("version_*"))))
     names = {name for _, name in expected}
     assert names >= {"train/loss", "train/momentum", "val/loss", "probe/linear/accuracy", "probe/knn/accuracy"}
-    assert 0 < step < max(at for at, _ in expected) == 209
+    assert (step, max(at for at, _ in expected)) == (10, 27)
     assert before.items() <= expected.items()
     # Lightning writes a reading of the monitor again at every step up to the next; the first is of both runs' steps.
     for log in (expected, after):
@@ -615,4 +592,4 @@ def test_kill_and_resume_by_the_command_line(tmp_path: Path) -> None:
         del end["callbacks"][callback], end["datamodule_hyper_parameters"]  # which name the folder and the workers
         del end["loops"]  # Lightning does not count an epoch as begun that follows a checkpoint at the last batch
     assert {"LinearProbe[linear]", "KNNProbe[knn]"} <= ends[0]["callbacks"].keys()
-    assert same(*ends)
+    assert not difference(*ends)

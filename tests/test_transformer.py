@@ -46,17 +46,27 @@ def test_tokens_are_linear_maps_of_patches(axes: int) -> None:
 
 @pytest.mark.parametrize(
     ("axes", "shape"),
-    [(1, (3, 23, 2)), (1, (3, 24)), (1, (3, 24, 3)), (2, (3, 2, 5, 9)), (2, (3, 3, 6, 9)), (3, (3, 2, 3, 4, 6))],
+    [(1, (3, 23, 2)), (1, (3, 24)), (2, (3, 3, 6, 9)), (3, (3, 2, 3, 4, 6))],
 )
 def test_observations_that_patches_do_not_fit(axes: int, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"expected .*a multiple of .*got \[{', '.join(map(str, shape))}\]"):
+    with pytest.raises(ValueError, match=rf"multiple of.*\[{', '.join(map(str, shape))}\]"):
         PatchEmbed(PATCHES[axes], 2, 5)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("class_token", [False, True])
-@pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("positions", ["sincos", "learned", "rope", "tiled_rope"])
-@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("axes", "positions", "norm_first", "class_token"),
+    [
+        (2, "sincos", True, False),
+        (2, "sincos", False, True),
+        (1, "sincos", True, True),
+        (3, "sincos", True, False),
+        (2, "learned", True, True),
+        (1, "rope", True, True),
+        (2, "rope", False, False),
+        (3, "rope", True, False),
+        (3, "tiled_rope", True, True),
+    ],
+)
 def test_every_kind(axes: int, positions: Any, norm_first: bool, class_token: bool) -> None:
     """What is hidden is not seen; order does not matter; padding changes nothing; places do."""
     encoder = transformer(axes, positions=positions, norm_first=norm_first, class_token=class_token)
@@ -153,9 +163,9 @@ def test_positions_on_one_axis_by_hand() -> None:
     angles = [5 * 10000 ** (-2 * i / 8) for i in range(4)]
     assert by.cos[0, 0, 1].tolist() == pytest.approx([math.cos(a) for a in angles for _ in range(2)], abs=1e-6)
     assert by.sin[0, 0, 1].tolist() == pytest.approx([s * math.sin(a) for a in angles for s in (-1, 1)], abs=1e-6)
-    with pytest.raises(ValueError, match="1-D sine-cosine positions need"):
+    with pytest.raises(ValueError, match="1-D sine-cosine"):
         sincos_positions((7,), 7)
-    with pytest.raises(ValueError, match="on 1 axes need heads of an even width of at least 2, got 3"):
+    with pytest.raises(ValueError, match=r"1 axes.* 3"):
         rotation(torch.tensor([[0]]), (7,), 3)
 
 
@@ -164,14 +174,12 @@ def test_learned_positions_are_trained_and_of_one_grid() -> None:
     encoder(observations(1)).square().sum().backward()
     assert encoder.pos_embed.requires_grad
     assert encoder.pos_embed.grad is not None
-    with pytest.raises(
-        ValueError, match=r"learned positions are those of a grid of \(6,\), the observations have \(5,\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(6,\).*\(5,\)"):
         encoder(observations(1)[:, :20])
     assert transformer(1)(observations(1)[:, :20]).shape == (3, 5, 24)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_sizes_in_any_precision(dtype: torch.dtype) -> None:
     encoder = VideoTransformer((4, 6), 4, (2, 3), 2, 2, 24, 1, 2).to(dtype)
     assert encoder(torch.zeros(1, 2, 2, 8, 6, dtype=dtype)).dtype == dtype

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_masking import as_map, assert_same_mean, drawn
 from torch import Tensor
 
 from jepa_lightning.draws import Rng
@@ -16,17 +17,7 @@ from jepa_lightning.modules.vjepa import LONG_RANGE, SHORT_RANGE
 
 Grid = tuple[int, int, int]
 PUBLISHED: Grid = (8, 14, 14)
-GRIDS: list[Grid] = [PUBLISHED, (2, 4, 4), (3, 5, 8), (8, 10, 4), (1, 8, 8)]
 KINDS = {"short": SHORT_RANGE, "long": LONG_RANGE}
-
-
-def drawn(masking: Any, batch_size: int, grid: Grid, seed: int = 0, **place: int) -> Any:
-    return masking(batch_size, grid, rng=Rng(seed, batch_size, **place))
-
-
-def as_map(indices: Tensor, grid: Grid) -> Tensor:
-    """`[..., K]` indices as `[..., frames, rows, columns]` of zeros and ones."""
-    return torch.zeros(*indices.shape[:-1], math.prod(grid)).scatter_(-1, indices, 1.0).unflatten(-1, grid)
 
 
 def p_value(statistic: float, freedom: int) -> float:
@@ -50,17 +41,16 @@ def evenness(counts: Tensor) -> float:
 # --- Every mask ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 19])
-@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(
-    "masking",
+    ("masking", "grid", "batch_size"),
     [
-        pytest.param(TubeMasking(**SHORT_RANGE), id="short"),
-        pytest.param(TubeMasking(**LONG_RANGE), id="long"),
-        pytest.param(TubeMasking(3, (0.1, 0.6), (0.3, 1.0), (0.5, 2.0), 0.5, 0.5), id="everything"),
-        pytest.param(TubeMasking(**SHORT_RANGE, official=True), id="official short"),
-        pytest.param(TubeMasking(**LONG_RANGE, official=True), id="official long"),
-        pytest.param(RandomTubeMasking(), id="random tubes"),
+        pytest.param(TubeMasking(**SHORT_RANGE), PUBLISHED, 19, id="short"),
+        pytest.param(TubeMasking(**LONG_RANGE), (8, 10, 4), 2, id="long"),
+        pytest.param(TubeMasking(**LONG_RANGE), (1, 8, 8), 1, id="a single clip of a single frame"),
+        pytest.param(TubeMasking(3, (0.1, 0.6), (0.3, 1.0), (0.5, 2.0), 0.5, 0.5), (3, 5, 8), 5, id="everything"),
+        pytest.param(TubeMasking(**SHORT_RANGE, official=True), (2, 4, 4), 2, id="official short"),
+        pytest.param(TubeMasking(**LONG_RANGE, official=True), PUBLISHED, 19, id="official long"),
+        pytest.param(RandomTubeMasking(), (3, 5, 8), 2, id="random tubes"),
     ],
 )
 def test_every_mask(masking: Any, grid: Grid, batch_size: int) -> None:
@@ -95,26 +85,19 @@ def test_the_generator_is_the_only_source(masking: Any) -> None:
     first = masking(2, (2, 8, 8))
     torch.manual_seed(0)
     assert torch.equal(masking(2, (2, 8, 8)).context, first.context)
-
-
-@pytest.mark.parametrize("masking", [TubeMasking(**SHORT_RANGE), TubeMasking(**LONG_RANGE), RandomTubeMasking()])
-def test_masks_follow_seed_epoch_batch_and_place(masking: Any) -> None:
-    """Every clip's: a rank draws its own, and one process those of two in turns."""
-    one = drawn(masking, 32, PUBLISHED)
-    for place in ({"epoch": 1}, {"batch": 1}, {"rank": 1, "ranks": 2}):
-        for ours, others in zip(one, drawn(masking, 32, PUBLISHED, **place), strict=True):
-            assert not (ours == others).flatten(1).all(1).any()
-    for rank in range(2):
-        half = drawn(masking, 16, PUBLISHED, rank=rank, ranks=2)
-        assert all(torch.equal(whole[rank::2], part) for whole, part in zip(one, half, strict=True))
-
-
-@pytest.mark.parametrize("masking", [TubeMasking(), TubeMasking(official=True), RandomTubeMasking()])
-def test_what_masks_are_not_drawn_for(masking: Any) -> None:
-    with pytest.raises(ValueError, match="draws for 4 samples, but masks are wanted for 5"):
+    with pytest.raises(ValueError, match=r"4 samples.* 5"):
         masking(5, (2, 8, 8), rng=Rng(0, 4))
-    with pytest.raises(ValueError, match="takes no lengths"):
+    with pytest.raises(ValueError, match="lengths"):
         masking(4, (2, 8, 8), torch.full((4,), 128), Rng(0, 4))
+
+
+@pytest.mark.parametrize("masking", [TubeMasking(), RandomTubeMasking()])
+def test_masks_of_a_clip_are_its_own(masking: Any) -> None:
+    """A rank draws its own, and one process those of two in turns."""
+    one = drawn(masking, 8, (2, 8, 8))
+    for rank in range(2):
+        half = drawn(masking, 4, (2, 8, 8), rank=rank, ranks=2)
+        assert all(torch.equal(whole[rank::2], part) for whole, part in zip(one, half, strict=True))
 
 
 def test_clips_of_a_batch_differ() -> None:
@@ -154,36 +137,17 @@ def test_blocks_of_part_of_the_frames() -> None:
 # --- The distribution ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grid", [PUBLISHED, (4, 6, 9), (8, 4, 4)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_frame_is_preferred(kind: str, grid: Grid) -> None:
+def test_no_frame_and_no_side_is_preferred(kind: str) -> None:
+    """Frames against one another, rows and columns against their mirror images; all of them are reached."""
+    grid = (4, 5, 8)
     masks = drawn(TubeMasking(**KINDS[kind]), 2000, grid, 1)
     for indices in (masks.context, masks.targets[:, 0]):
         assert evenness(as_map(indices, grid).sum((2, 3))) > 1e-4
-
-
-def test_the_official_sampler_prefers_the_first_frames() -> None:
-    """To be sure that the test of evenness would tell."""
-    batches = [drawn(TubeMasking(official=True), 20, (4, 6, 9), seed) for seed in range(200)]
-    for part in range(2):
-        frames = torch.cat([as_map(batch[part].flatten(1), (4, 6, 9)).sum((2, 3)) for batch in batches])
-        share = frames / frames.sum(1, keepdim=True)  # the sums differ from batch to batch
-        assert evenness(share) < 1e-30
-        assert (share.mean(0).diff() < 0).all()
-
-
-@pytest.mark.parametrize("grid", [(2, 14, 14), (3, 5, 8), (2, 4, 4)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_side_is_preferred(kind: str, grid: Grid) -> None:
-    """Rows and columns against their mirror images, and all of them are reached."""
-    masks = drawn(TubeMasking(**KINDS[kind]), 2000, grid, 2)
-    for indices in (masks.context, masks.targets[:, 0]):
         maps = as_map(indices, grid).sum(1)
         for sides in (maps.sum(2), maps.sum(1)):
             assert (sides.sum(0) > 0).all()
-            for index in range(sides.shape[1] // 2):
-                away = (sides[:, index] - sides[:, -1 - index]).double()
-                assert abs(float(away.mean())) < 4.5 * float(away.std()) / len(away) ** 0.5 + 1e-12
+            assert_same_mean(sides, sides.flip(1))
 
 
 class Options(NamedTuple):
@@ -219,11 +183,15 @@ def draw_clip(options: Options, grid: Grid, draw: random.Random) -> tuple[list[i
     """Context and targets of one clip as described, token by token."""
     tokens = math.prod(grid)
     context_tokens, target_tokens = (round(ratio * tokens) for ratio in (options.context_ratio, options.target_ratio))
-    unions = [
-        draw_union([draw_sides(options, grid, draw) for _ in range(options.num_blocks)], grid, draw) for _ in range(4)
-    ]
-    fitting = [union for union in unions if len(union) >= target_tokens and tokens - len(union) >= context_tokens]
-    inside = fitting[0] if fitting else unions[0]
+    unions: list[set[int]] = []
+    while len(unions) < 4:
+        blocks = [draw_sides(options, grid, draw) for _ in range(options.num_blocks)]
+        unions.append(draw_union(blocks, grid, draw))
+        if len(unions[-1]) >= target_tokens and tokens - len(unions[-1]) >= context_tokens:
+            break
+    else:
+        unions.append(unions[0])
+    inside = unions[-1]
     outside = sorted(set(range(tokens)) - inside)
     inside_first, outside_first = (
         draw.sample(first, len(first)) + draw.sample(second, len(second))
@@ -254,38 +222,32 @@ def profile(indices: Tensor, grid: Grid) -> Tensor:
 )
 def test_against_brute_force(options: Options, grid: Grid) -> None:
     """How often each token is context or target, and how they lie together."""
-    number, draw = 3000, random.Random(0)
-    ours = drawn(TubeMasking(**options._asdict()), number, grid)
-    theirs = [draw_clip(options, grid, draw) for _ in range(number // 2)]
+    draw = random.Random(0)
+    ours = drawn(TubeMasking(**options._asdict()), 3000, grid)
+    theirs = [draw_clip(options, grid, draw) for _ in range(600)]
     for indices, clips in zip((ours.context, ours.targets[:, 0]), zip(*theirs, strict=True), strict=True):
-        a, b = profile(indices, grid), profile(torch.tensor(clips), grid)
-        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
-        assert ((a.mean(0) - b.mean(0)).abs() <= 4.5 * error + 1e-9).all()
+        assert_same_mean(profile(indices, grid), profile(torch.tensor(clips), grid))
 
 
 def test_the_first_of_four_sets_that_will_do() -> None:
     """Only if none will do is a place context in one frame and target in another."""
     options, grid, draw = Options(1, (0.1, 0.9), context_ratio=0.1, target_ratio=0.5), (6, 5, 5), random.Random(0)
     context_tokens, target_tokens = 15, 75
-    covered = [len(draw_union([draw_sides(options, grid, draw)], grid, draw)) for _ in range(4000)]
+    covered = [len(draw_union([draw_sides(options, grid, draw)], grid, draw)) for _ in range(2000)]
     enough = sum(target_tokens <= inside <= 150 - context_tokens for inside in covered) / len(covered)
     masks = drawn(TubeMasking(**options._asdict()), 4000, grid)
     seen, hidden = (as_map(indices, grid).amax(1) for indices in (masks.context, masks.targets[:, 0]))
     none = float((seen * hidden).amax((1, 2)).mean())
-    error = (none * (1 - none) / 4000) ** 0.5 + 4 * (1 - enough) ** 3 * (enough * (1 - enough) / 4000) ** 0.5
+    error = (none * (1 - none) / 4000) ** 0.5 + 4 * (1 - enough) ** 3 * (enough * (1 - enough) / 2000) ** 0.5
     assert 0.3 < enough < 0.7
     assert abs(none - (1 - enough) ** 4) < 4.5 * error
 
 
 # --- The official sampler --------------------------------------------------------------------------------------------
 
-TABLE = {  # facts: the shares of context and of targets, by clips a batch
-    ("short", 1): (0.372, 0.628),
-    ("short", 6): (0.272, 0.524),
-    ("short", 24): (0.239, 0.475),
-    ("long", 1): (0.191, 0.809),
-    ("long", 6): (0.089, 0.729),
-    ("long", 24): (0.069, 0.700),
+SHARES = {  # facts: the shares of context and of targets, by clips a batch
+    "short": {1: (0.372, 0.628), 6: (0.272, 0.524), 24: (0.239, 0.475)},
+    "long": {1: (0.191, 0.809), 6: (0.089, 0.729), 24: (0.069, 0.700)},
 }
 FRAMES = {  # and how many tokens of the first, the middle and the last frame (24 clips a batch)
     "short": ((73, 48, 4), (123, 120, 9)),
@@ -293,29 +255,21 @@ FRAMES = {  # and how many tokens of the first, the middle and the last frame (2
 }
 
 
-def official_batches(kind: str, batch_size: int, number: int) -> list[Masks]:
-    masking, rng = TubeMasking(**KINDS[kind], official=True), Rng(0, batch_size)
-    return [masking(batch_size, PUBLISHED, rng=rng) for _ in range(number)]
-
-
-@pytest.mark.parametrize(("kind", "batch_size"), TABLE)
-def test_official_shares_by_batch_size(kind: str, batch_size: int) -> None:
-    batches = official_batches(kind, batch_size, 600 if batch_size == 1 else 200)
-    for part, expected in zip((0, 1), TABLE[kind, batch_size], strict=True):
-        shares = torch.tensor([masks[part].shape[-1] / math.prod(PUBLISHED) for masks in batches])
-        assert abs(float(shares.mean()) - expected) < 4 * float(shares.std()) / len(batches) ** 0.5 + 0.01
-
-
-@pytest.mark.parametrize("kind", FRAMES)
-def test_official_frames(kind: str) -> None:
-    """The cut takes the last frames."""
-    batches = official_batches(kind, 24, 200)
-    for part, expected in zip((0, 1), FRAMES[kind], strict=True):
+@pytest.mark.parametrize("kind", KINDS)
+def test_official_shares_and_frames(kind: str) -> None:
+    """As the official code draws them; the cut takes the last frames, the more the larger the batch."""
+    masking = TubeMasking(**KINDS[kind], official=True)
+    for batch_size, number in ((1, 200), (6, 40), (24, 40)):
+        rng = Rng(0, batch_size)
+        batches = [masking(batch_size, PUBLISHED, rng=rng) for _ in range(number)]
+        for part, expected in enumerate(SHARES[kind][batch_size]):
+            shares = torch.tensor([masks[part].shape[-1] / math.prod(PUBLISHED) for masks in batches])
+            assert abs(float(shares.mean()) - expected) < 4 * float(shares.std()) / number**0.5 + 0.01
+    for part, expected in enumerate(FRAMES[kind]):
         frames = torch.stack([as_map(masks[part].flatten(1), PUBLISHED).sum((2, 3)).mean(0) for masks in batches])
-        found = [float(frames[:, frame].mean()) for frame in (0, 4, 7)]
-        errors = [float(frames[:, frame].std()) / len(batches) ** 0.5 for frame in (0, 4, 7)]
-        for mean, error, value in zip(found, errors, expected, strict=True):
-            assert abs(mean - value) < 4.5 * error + 0.03 * value + 1
+        for frame, tokens in zip((0, 4, 7), expected, strict=True):
+            error = float(frames[:, frame].std()) / number**0.5
+            assert abs(float(frames[:, frame].mean()) - tokens) < 4.5 * error + 0.03 * tokens + 1
 
 
 def official_brute_force(
@@ -339,14 +293,13 @@ def official_brute_force(
     ("options", "grid", "batch_size"),
     [
         (Options(8, (0.15, 0.15)), (2, 6, 6), 6),
-        (Options(2, (0.7, 0.7)), (3, 4, 7), 3),
         (Options(3, (0.2, 0.5), (0.3, 1.0), (0.5, 2.0)), (4, 5, 5), 4),
         (Options(4, (0.7, 0.7)), (2, 4, 3), 2),  # four blocks of up to 3x3 of 4x3 places: often no context at first
     ],
 )
 def test_official_against_brute_force(options: Options, grid: Grid, batch_size: int) -> None:
     """The numbers of tokens, and how often each is context or target."""
-    number, draw, rng = 500, random.Random(0), Rng(0, batch_size)
+    number, draw, rng = 150, random.Random(0), Rng(0, batch_size)
     chosen = {name: value for name, value in options._asdict().items() if not name.endswith("ratio")}
     masking = TubeMasking(**chosen, official=True)
     ours = [masking(batch_size, grid, rng=rng) for _ in range(number)]
@@ -356,16 +309,14 @@ def test_official_against_brute_force(options: Options, grid: Grid, batch_size: 
         for batches in ([masks[part].flatten(1) for masks in ours], [torch.tensor(clips[part]) for clips in theirs]):
             counts = torch.tensor([[float(batch.shape[1])] for batch in batches])
             maps = torch.stack([as_map(batch, grid).mean(0).flatten() for batch in batches])
-            found.append(torch.cat([counts, counts.square(), maps], dim=1).double())
-        a, b = found
-        error = ((a.var(0) + b.var(0)) / number).sqrt()
-        assert ((a.mean(0) - b.mean(0)).abs() <= 4.5 * error + 1e-9).all()
+            found.append(torch.cat([counts, counts.square(), maps], dim=1))
+        assert_same_mean(*found)
 
 
 def test_official_block_sizes() -> None:
     """One size a batch, of every aspect ratio."""
     masking, rng, sizes = TubeMasking(1, official=True), Rng(0, 5), set()
-    for _ in range(400):
+    for _ in range(100):
         masks = masking(5, PUBLISHED, rng=rng)
         blocks = as_map(masks.targets[:, 0], PUBLISHED)
         rows, columns = blocks.amax((1, 3)).sum(1), blocks.amax((1, 2)).sum(1)
@@ -404,7 +355,7 @@ def test_places_are_uniform(official: bool) -> None:
 # --- Random tubes, and several maskings ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "visible"), [(0.9, 20), (0.5, 98), (0.999, 1), (0.001, 195)])
+@pytest.mark.parametrize(("ratio", "visible"), [(0.9, 20), (0.999, 1), (0.001, 195)])
 def test_random_tubes(ratio: float, visible: int) -> None:
     masks = drawn(RandomTubeMasking(ratio), 3, PUBLISHED)
     maps = as_map(masks.context, PUBLISHED)
@@ -441,7 +392,7 @@ def test_a_list_draws_one_after_another() -> None:
 # --- What cannot be drawn --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("masking", [TubeMasking(**SHORT_RANGE), TubeMasking(**LONG_RANGE), RandomTubeMasking()])
+@pytest.mark.parametrize("masking", [TubeMasking(**SHORT_RANGE), RandomTubeMasking()])
 def test_the_smallest_grids(masking: Any) -> None:
     for grid in ((1, 1, 2), (1, 2, 1), (3, 1, 2)):
         masks = drawn(masking, 50, grid)
@@ -449,24 +400,22 @@ def test_the_smallest_grids(masking: Any) -> None:
         assert masks.targets.shape[2] >= 1
         assert not (as_map(masks.context, grid) * as_map(masks.targets[:, 0], grid)).any()
         assert masks.context.unique().tolist() == list(range(math.prod(grid)))
-    with pytest.raises(ValueError, match=r"a \(1, 1, 1\) grid (is too small for 1 context and 1 target|has no two)"):
+    with pytest.raises(ValueError, match=r"\(1, 1, 1\) grid"):
         masking(2, (1, 1, 1))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spatial_scale": (0.2, 0.1)}, r"spatial_scale must be a range within \(0, 1\], got \(0.2, 0.1\)"),
-        ({"spatial_scale": (0.0, 0.1)}, "spatial_scale must be a range"),
-        ({"spatial_scale": (0.5, 1.1)}, "spatial_scale must be a range"),
-        ({"temporal_scale": (0.0, 1.0)}, "temporal_scale must be a range"),
-        ({"temporal_scale": (0.5, 1.5)}, "temporal_scale must be a range"),
-        ({"aspect": (0.0, 1.0)}, "aspect must be a range of positive numbers"),
-        ({"aspect": (2.0, 1.0)}, "aspect must be a range of positive numbers"),
-        ({"context_ratio": 0.6, "target_ratio": 0.5}, "positive shares of one grid, got 0.6 and 0.5"),
-        ({"context_ratio": 0.0}, "positive shares of one grid"),
-        ({"target_ratio": -0.1}, "positive shares of one grid"),
-        ({"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
+        ({"spatial_scale": (0.2, 0.1)}, r"spatial_scale.*\(0.2, 0.1\)"),
+        ({"spatial_scale": (0.0, 0.1)}, r"spatial_scale.*\(0.0, 0.1\)"),
+        ({"temporal_scale": (0.5, 1.5)}, r"temporal_scale.*\(0.5, 1.5\)"),
+        ({"aspect": (0.0, 1.0)}, r"aspect.*\(0.0, 1.0\)"),
+        ({"aspect": (2.0, 1.0)}, r"aspect.*\(2.0, 1.0\)"),
+        ({"context_ratio": 0.6, "target_ratio": 0.5}, r"ratio.* 0.6 and 0.5"),
+        ({"context_ratio": 0.0}, r"ratio.* 0.0 and"),
+        ({"target_ratio": -0.1}, r"ratio.* -0.1"),
+        ({"num_blocks": 0}, r"num_blocks.* 0"),
     ],
 )
 def test_rejected_options(options: dict[str, Any], message: str) -> None:
@@ -476,9 +425,9 @@ def test_rejected_options(options: dict[str, Any], message: str) -> None:
 
 def test_other_errors() -> None:
     for ratio in (0.0, 1.0, -0.5):
-        with pytest.raises(ValueError, match=rf"ratio must lie in \(0, 1\), got {ratio}"):
+        with pytest.raises(ValueError, match=rf"ratio.* {ratio}"):
             RandomTubeMasking(ratio)
-    with pytest.raises(ValueError, match=r"cover the whole of a \(2, 3, 3\) grid and leave no context"):
+    with pytest.raises(ValueError, match=r"\(2, 3, 3\) grid.*no context"):
         drawn(TubeMasking(2, (1.0, 1.0), official=True), 2, (2, 3, 3))
     # Blocks that cover everything leave the context what the targets do not need.
     masks = drawn(TubeMasking(2, (1.0, 1.0)), 2, (2, 3, 3))

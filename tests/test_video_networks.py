@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from helpers import eager, random_clips, random_images
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler, rotate_queries_or_keys
 
@@ -22,7 +23,7 @@ from jepa_lightning.networks.linear import AVX512, Linear
 from jepa_lightning.networks.positions import rotate, rotation
 
 POSITIONS = ("sincos", "rope", "tiled_rope")
-HEADS = [6, 12, 16, 20, 64]  # widths: of all but the second, features are left over
+HEADS = [12, 20]  # widths: of the second, features are left over
 Grid = tuple[int, int, int]
 
 
@@ -112,9 +113,9 @@ def test_half_precision_is_rotated_in_single() -> None:
     assert torch.equal(rotate(x, by), rotate(x.float(), by).bfloat16())
 
 
-@pytest.mark.parametrize("head_dim", [2, 4, 5, 7, 21])
+@pytest.mark.parametrize("head_dim", [4, 7])
 def test_heads_that_cannot_be_shared_out(head_dim: int) -> None:
-    with pytest.raises(ValueError, match=f"an even width of at least 6, got {head_dim}"):
+    with pytest.raises(ValueError, match=rf"at least 6.* {head_dim}"):
         rotation(torch.arange(4).unsqueeze(0), (1, 2, 2), head_dim)
 
 
@@ -164,13 +165,28 @@ def test_the_last_block_of_a_predictor_computes_what_is_predicted(
 # --- Linear layers ---------------------------------------------------------------------------------------------------
 
 
-def by_onednn(output: Tensor) -> bool:
-    return "OneDNN" in type(output.grad_fn).__name__
+class Products(TorchDispatchMode):
+    """Counts the calls of oneDNN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "mkldnn"
+        return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), [(96, 160), (160, 96)])
-@pytest.mark.parametrize("shape", [(300,), (5, 60), (3, 4, 25)])
+def products(layer: nn.Module, x: Tensor) -> int:
+    with Products() as seen:
+        layer(x)
+    return seen.count
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "outputs", "bias"),
+    [((300,), 96, 160, True), ((5, 60), 160, 96, True), ((3, 4, 25), 96, 160, False)],
+)
 def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, outputs: int, bias: bool) -> None:
     layer = Linear(inputs, outputs, bias=bias)
     x = random(*shape, inputs).requires_grad_()
@@ -179,8 +195,8 @@ def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, 
     y = x.detach().double().requires_grad_()
     expected = F.linear(y, double.weight, double.bias)
     expected.backward(upstream.double())
+    assert products(layer, x) == AVX512
     output = layer(x)
-    assert by_onednn(output) == AVX512
     output.backward(upstream)
     pairs = [(output, expected), (x.grad, y.grad), (layer.weight.grad, double.weight.grad)]
     for ours, theirs in pairs + ([(layer.bias.grad, double.bias.grad)] if bias else []):
@@ -200,12 +216,11 @@ def test_linear_layers_take_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(layer(one), F.linear(one, layer.weight, layer.bias))
 
 
-def test_frozen_linear_layers_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_linear_layers_get_no_gradient() -> None:
     layer, x = Linear(128, 128).requires_grad_(False), random(256, 128).requires_grad_()
-    product, calls = linear._product, []
-    monkeypatch.setattr(linear, "_product", lambda *factors: calls.append(1) or product(*factors))
-    layer(x).sum().backward()
-    assert len(calls) == (2 if AVX512 else 0)  # forward, and the gradient of the inputs
+    with Products() as seen:
+        layer(x).sum().backward()
+    assert seen.count == 2 * AVX512  # forward, and the gradient of the inputs
     assert layer.weight.grad is None is layer.bias.grad
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(256, -1))
     with torch.no_grad():
@@ -215,15 +230,15 @@ def test_frozen_linear_layers_get_no_gradient(monkeypatch: pytest.MonkeyPatch) -
 def test_where_linear_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half and double precision, few numbers, `torch.compile`, and where oneDNN is switched off."""
     layer, x = Linear(128, 128), random(256, 128)
-    assert by_onednn(layer(x)) == AVX512
-    assert not by_onednn(layer(x[:16]))
-    assert not by_onednn(copy.deepcopy(layer).double()(x.double()))
+    assert products(layer, x) == AVX512
+    assert products(layer, x[:16]) == 0
+    assert products(copy.deepcopy(layer).double(), x.double()) == 0
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not by_onednn(layer(x))
+        assert products(layer, x) == 0
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not by_onednn(layer(x))
+    assert products(layer, x) == 0
 
 
 # --- Encoder ---------------------------------------------------------------------------------------------------------
@@ -262,7 +277,7 @@ def test_encoder_without_blocks_in_closed_form() -> None:
         torch.testing.assert_close(rotary(clips), F.layer_norm(tokens - network.pos_embed, (8,), eps=1e-6))
 
 
-@pytest.mark.parametrize(("dim", "share"), [(24, 8), (16, 6), (20, 8), (32, 12)])
+@pytest.mark.parametrize(("dim", "share"), [(24, 8), (20, 8)])
 def test_positions_by_hand(dim: int, share: int) -> None:
     """Frame, row, column; each as sines, then cosines, at frequencies from 1 down; what goes beyond is cut off."""
     network = VideoTransformer((8, 16), 6, (4, 4), 2, embed_dim=dim, depth=1, num_heads=1)
@@ -275,34 +290,7 @@ def test_positions_by_hand(dim: int, share: int) -> None:
         assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize(("size", "frames"), [((16, 16), 4), ((8, 20), 6)])
-def test_indices(positions: Any, size: tuple[int, int], frames: int) -> None:
-    """All tokens in any order are those of the whole clip; some of them see one another only."""
-    network, clips = encoder(positions=positions), random_clips(2, frames, size)
-    tokens = math.prod(network.grid_of(clips))
-    order = shuffled(2, tokens)
-    close(network(clips, order), gather_tokens(network(clips), order))
-    some = order[:, :5]
-    assert (network(clips, some) - gather_tokens(network(clips), some)).abs().max() > 0.1
-    one = order[:, :1]
-    rest = network(clips, some)[:, :1]
-    assert (network(clips, one) - rest).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_hidden_tubelets_are_not_seen(positions: Any) -> None:
-    network, clips = encoder(positions=positions), random_clips(3)
-    indices = shuffled(3, 32)[:, :9]
-    visible = torch.zeros(3, 1, 32).scatter_(2, indices.unsqueeze(1), 1.0).view(3, 1, 2, 4, 4)
-    visible = visible.repeat_interleave(2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4).bool()
-    before = network(clips, indices)
-    assert torch.equal(before, network(torch.where(visible, clips, 9.0 * torch.ones_like(clips)), indices))
-    assert not torch.allclose(before, network(clips + visible, indices))
-
-
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("tubelet", [1, 2, 3])
+@pytest.mark.parametrize(("positions", "tubelet"), [("sincos", 1), ("rope", 2), ("tiled_rope", 3)])
 def test_an_image_is_a_clip_that_stands_still(positions: Any, tubelet: int) -> None:
     network = encoder(frames=2 * tubelet, positions=positions, tubelet_size=tubelet)
     images = random_images(2, (8, 12))
@@ -317,7 +305,7 @@ def test_an_image_is_a_clip_that_stands_still(positions: Any, tubelet: int) -> N
 def test_other_lengths_and_sizes(positions: Any) -> None:
     """As an encoder that was built for them, also where their tokens are as many as those it was built for."""
     network = encoder(positions=positions)
-    for frames, size in ((2, (16, 16)), (8, (8, 24)), (4, (24, 8)), (4, (32, 8)), (8, (16, 8))):
+    for frames, size in ((2, (16, 16)), (8, (8, 24)), (4, (32, 8))):
         built = encoder(size, frames, positions)
         state = {name: value for name, value in network.state_dict().items() if name != "pos_embed"}
         built.load_state_dict(state, strict=positions != "sincos")
@@ -338,27 +326,20 @@ def test_rotary_features_move_along(positions: Any) -> None:
     assert (difference < 1e-3) == (positions == "rope"), difference
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 4, 16, 16), (2, 3, 3, 16, 16), (2, 3, 4, 18, 16), (2, 3, 4, 16, 15), (2, 3, 18, 16), (3, 16, 16)]
-)
+@pytest.mark.parametrize("shape", [(2, 1, 4, 16, 16), (2, 3, 3, 16, 16), (2, 3, 4, 16, 15), (2, 3, 18, 16)])
 def test_clips_that_do_not_fit(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"expected clips \[B, 3, T, H, W\] or images.*T a multiple of 2, H a multiple of 4"
-    ) as e:
+    sizes = rf"\[B, 3, T, H, W\].*multiple of 2.*multiple of 4.*\[{', '.join(map(str, shape))}\]"
+    with pytest.raises(ValueError, match=sizes):
         encoder()(torch.zeros(shape))
-    assert str(list(shape)) in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"image_size": (16, 18)},
-            r"\(4, 16, 18\) \(frames, rows, columns\) cannot be cut into tubelets of \(2, 4, 4\)",
-        ),
-        ({"num_frames": 5}, r"a clip of \(5, 16, 16\)"),
-        ({"num_heads": 5}, "width of 32 cannot be split among 5 heads"),
-        ({"embed_dim": 15, "num_heads": 3}, "multiple of 2, not 15"),
+        ({"image_size": (16, 18)}, r"\(4, 16, 18\).*\(2, 4, 4\)"),
+        ({"num_frames": 5}, r"\(5, 16, 16\)"),
+        ({"num_heads": 5}, "32.*5 heads"),
+        ({"embed_dim": 15, "num_heads": 3}, r"multiple of 2.* 15"),
     ],
 )
 def test_encoders_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -367,7 +348,7 @@ def test_encoders_that_cannot_be(options: dict[str, Any], message: str) -> None:
         VideoTransformer(**given | {"num_heads": 2} | options)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
 def test_first_weights(positions: Any) -> None:
     """Normal of std 0.02; of rotary networks, what the l-th block adds is divided by sqrt(2 l)."""
     torch.manual_seed(0)
@@ -387,7 +368,7 @@ def test_first_weights(positions: Any) -> None:
 
 @pytest.mark.parametrize(
     ("width", "depth", "heads", "ratio", "millions"),
-    [(1024, 24, 16, 4, 303.9), (1280, 32, 16, 4, 631.6), (1408, 40, 22, 48 / 11, 1012)],
+    [(1024, 24, 16, 4, 303.9), (1408, 40, 22, 48 / 11, 1012)],
 )
 def test_published_sizes(width: int, depth: int, heads: int, ratio: float, millions: float) -> None:
     """V-JEPA 2's numbers of parameters, and those of V-JEPA's with its positions, by hand from the table of shapes."""
@@ -431,7 +412,7 @@ def test_predictor_without_blocks_in_closed_form() -> None:
         torch.testing.assert_close(network(context, order[:, :9], targets, index), expected.unsqueeze(1))
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
 def test_the_order_of_tokens_does_not_matter(positions: Any) -> None:
     network, context, order = predictor(positions=positions), random(2, 9, 24), shuffled(2, 32)
     seen, hidden = order[:, :9], order[:, 9:21]
@@ -448,7 +429,7 @@ def test_the_order_of_tokens_does_not_matter(positions: Any) -> None:
     assert (network(context, seen, hidden, condition=2) - expected).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", ["sincos", "tiled_rope"])
 def test_sets_are_predicted_apart(positions: Any) -> None:
     """Several sets at once are those one at a time, also sets that overlap and lie in memory in another order."""
     network, context, order = predictor(positions=positions), random(3, 6, 24), shuffled(3, 32)
@@ -459,7 +440,7 @@ def test_sets_are_predicted_apart(positions: Any) -> None:
         close(network(context, order[:, :6], sets[:, number], condition=1), together[:, number])
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
 def test_predictions_on_another_grid(positions: Any) -> None:
     """As by a predictor that was built for it, also where the tokens are as many."""
     network, context = predictor(positions=positions), random(2, 8, 24)
@@ -473,9 +454,9 @@ def test_predictions_on_another_grid(positions: Any) -> None:
 
 
 def test_predictors_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="predictor of width 20 cannot be split among 3 heads"):
+    with pytest.raises(ValueError, match=r"predictor.* 20 .*3 heads"):
         Predictor((2, 2, 2), 8, 20, 1, num_heads=3, num_mask_tokens=2)
-    with pytest.raises(ValueError, match="at least 6, got 4"):
+    with pytest.raises(ValueError, match=r"at least 6.* 4"):
         Predictor((2, 2, 2), 8, 8, 1, num_heads=2, num_mask_tokens=2, positions="rope")(
             random(1, 1, 8), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long)
         )
@@ -484,7 +465,7 @@ def test_predictors_that_cannot_be() -> None:
 # --- Attentive pooling -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [1, 3])
 def test_pooling_is_that_of_transformers(depth: int) -> None:
     torch.manual_seed(0)
     ours = eager(AttentivePooler(24, num_heads=3, depth=depth))
@@ -528,11 +509,10 @@ def test_the_first_weights_of_pooling() -> None:
     assert float(pooler.cross_attention.kv.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_pooling_does_not_see_the_order(depth: int) -> None:
+def test_pooling_does_not_see_the_order() -> None:
     """Nor tokens of another sample; one token more it does see."""
     torch.manual_seed(0)
-    pooler, x = eager(AttentivePooler(24, num_heads=2, depth=depth)), random(3, 7, 24)
+    pooler, x = eager(AttentivePooler(24, num_heads=2, depth=3)), random(3, 7, 24)
     close(pooler(x[:, torch.tensor([3, 1, 0, 6, 2, 5, 4])]), pooler(x))
     close(pooler(x[1:2]), pooler(x)[1:2])
     assert (pooler(x[:, :6]) - pooler(x)).abs().max() > 0.01
@@ -541,8 +521,8 @@ def test_pooling_does_not_see_the_order(depth: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_heads": 5}, "width of 12 cannot be split among 5 heads"),
-        ({"num_heads": 2, "depth": 0}, "depth must be at least 1"),
+        ({"num_heads": 5}, "12.*5 heads"),
+        ({"num_heads": 2, "depth": 0}, "depth.*at least 1"),
     ],
 )
 def test_poolers_that_cannot_be(options: dict[str, Any], message: str) -> None:

@@ -1,20 +1,15 @@
 """V-JEPA and V-JEPA 2: parity, step, trainings of clips and images of many sizes, schedules, and what watches them."""
 
-import io
 import json
-import os
-import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from helpers import (
     GOLDEN_VIDEO,
@@ -23,15 +18,13 @@ from helpers import (
     assert_golden_step,
     eager,
     loader,
+    logged_images,
     quiet_trainer,
     random_clips,
     random_images,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -58,10 +51,6 @@ def tiny(method: type[VJEPA] = VJEPA, **options: Any) -> Any:
 
 def seeded(seed: int) -> Generator:
     return Generator().manual_seed(seed)
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 # --- Parity ----------------------------------------------------------------------------------------------------------
@@ -123,8 +112,11 @@ def test_forward(method: str) -> None:
     assert module.loss(several)["loss"].item() == pytest.approx(written, rel=1e-6)
 
 
-@pytest.mark.parametrize("least", [linear.LEAST, 0], ids=["torch", "oneDNN"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "least"),
+    [("vjepa", linear.LEAST), ("vjepa", 0), ("vjepa2", 0)],
+    ids=["vjepa, torch", "vjepa, oneDNN", "vjepa2, oneDNN"],
+)
 def test_training_step(method: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients, and the weights after the library's own AdamW and EMA step in a Trainer."""
     monkeypatch.setattr(linear, "LEAST", least)
@@ -159,20 +151,24 @@ def test_defaults_are_the_published_ones() -> None:
     assert VJEPA2(**TINY_VIDEO | {"official": True}).positions == "tiled_rope"
 
 
-@pytest.mark.parametrize("method", METHODS)
+ODD = {"image_size": [12, 40], "patch_size": [3, 5], "num_frames": 9, "tubelet_size": 3}
+
+
 @pytest.mark.parametrize(
-    ("options", "shape", "grid"),
+    ("method", "options", "shape", "grid"),
     [
-        ({}, (3, 4, 16, 16), (2, 4, 4)),
-        ({"image_size": [16, 24], "in_channels": 1}, (1, 4, 16, 24), (2, 4, 6)),
-        ({"image_size": [12, 40], "patch_size": [3, 5], "num_frames": 9, "tubelet_size": 3}, (3, 9, 12, 40), (3, 4, 8)),
-        ({}, (3, 10, 8, 24), (5, 2, 6)),
-        ({}, (3, 24, 8), (1, 6, 2)),
+        (VJEPA, {"image_size": [16, 24], "in_channels": 1}, (1, 4, 16, 24), (2, 4, 6)),
+        (VJEPA, ODD, (3, 9, 12, 40), (3, 4, 8)),
+        (VJEPA2, ODD, (3, 9, 12, 40), (3, 4, 8)),
+        (VJEPA, {}, (3, 10, 8, 24), (5, 2, 6)),
+        (VJEPA2, {}, (3, 24, 8), (1, 6, 2)),
     ],
 )
-def test_sizes(method: str, options: dict[str, Any], shape: tuple[int, ...], grid: tuple[int, int, int]) -> None:
+def test_sizes(
+    method: type[VJEPA], options: dict[str, Any], shape: tuple[int, ...], grid: tuple[int, int, int]
+) -> None:
     """Those the module was built for, and others."""
-    module = tiny(METHODS[method], **options)
+    module = tiny(method, **options)
     observation = torch.randn(3, *shape, generator=seeded(0))
     assert module.grid_of(observation) == grid
     several = module.latents(observation)
@@ -186,26 +182,7 @@ def test_sizes(method: str, options: dict[str, Any], shape: tuple[int, ...], gri
     module.loss(several)["loss"].backward()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_context_does_not_see_hidden_pixels(method: str) -> None:
-    module, clips = tiny(METHODS[method]), random_clips(3)
-    eager(module.context_encoder)
-    eager(module.predictor)
-    masks = module.draw(clips, module.rng(3, 0))
-    for kind, mask in zip(KINDS, masks, strict=True):
-        visible = torch.zeros(3, 1, 32).scatter_(2, mask.context.unsqueeze(1), 1.0).view(3, 1, 2, 4, 4)
-        visible = visible.repeat_interleave(2, 2).repeat_interleave(4, 3).repeat_interleave(4, 4).bool()
-        changed = torch.where(visible, clips, torch.full_like(clips, 9.0))
-        seen = [module.latents(observation, masks) for observation in (clips, changed, clips + visible)]
-        before, after, _ = (latents.predictions[kind] for latents in seen)
-        contexts = [latents.embeddings[f"context/{kind}"].values for latents in seen]
-        assert torch.equal(contexts[0], contexts[1])
-        assert torch.equal(before.prediction, after.prediction)
-        assert not torch.allclose(before.target, after.target)
-        assert not torch.allclose(contexts[0], contexts[2])
-
-
-@pytest.mark.parametrize(("distance", "reference"), [("l1", F.l1_loss), ("l2", F.mse_loss), (None, F.l1_loss)])
+@pytest.mark.parametrize(("distance", "reference"), [("l2", F.mse_loss), (None, F.l1_loss)])
 def test_energy_and_loss(distance: Any, reference: Callable[..., Tensor]) -> None:
     """The mean over kinds of masks of what is the mean over tokens and features."""
     module = tiny(**{"distance": distance} if distance else {})
@@ -221,7 +198,6 @@ def test_energy_and_loss(distance: Any, reference: Callable[..., Tensor]) -> Non
     torch.testing.assert_close(module.energy(short), torch.tensor(by_clip[0]))
     for each in several:  # the target is normalised token by token
         torch.testing.assert_close(each.target, F.layer_norm(each.target, (24,)), rtol=1e-3, atol=1e-4)
-        assert not each.target.requires_grad
 
 
 def test_an_image_is_a_clip_that_stands_still() -> None:
@@ -238,19 +214,16 @@ def test_an_image_is_a_clip_that_stands_still() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "tokens"),
+    ("method", "options", "used"),
     [(VJEPA, {}, {0, 1}), (VJEPA2, {}, {0, 1}), (VJEPA2, {"official": True}, {0}), (VJEPA, {"masks": [{}]}, {0})],
 )
-def test_gradients(method: type[VJEPA], options: dict[str, Any], tokens: set[int]) -> None:
-    """Of all that is to be trained, which a mask token that no kind of mask uses is not."""
+def test_mask_tokens_that_no_kind_uses_are_not_trained(
+    method: type[VJEPA], options: dict[str, Any], used: set[int]
+) -> None:
     module = tiny(method, num_mask_tokens=3, **options)
     module.loss(module.latents(random_clips(4)))["loss"].backward()
-    for name, parameter in module.named_parameters():
-        trained = not name.startswith("target_encoder") and not name.endswith("pos_embed")
-        if ".mask_tokens." in name:
-            trained = int(name.rpartition(".")[2]) in tokens
-        assert parameter.requires_grad == trained, name
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == trained, name
+    for number, token in enumerate(module.predictor.mask_tokens):
+        assert token.requires_grad == (token.grad is not None) == (number in used)
 
 
 @pytest.mark.parametrize(("method", "official"), [(VJEPA, None), (VJEPA2, False), (VJEPA2, True)])
@@ -287,47 +260,24 @@ def test_masks_of_a_users_own() -> None:
         assert torch.equal(latents.target[:, block], alone.target[:, 0])
 
 
-def test_masks_follow_seed_epoch_batch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tiny().train()
-    strategy = SimpleNamespace(broadcast=lambda seed: seed)
-    module._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
-    clips = torch.empty(64, 3, 4, 16, 16)
-
-    def drawn(batch_idx: int = 0, epoch: int = 0, rank: int = 0, seed: int = 1) -> Tensor:
-        torch.manual_seed(seed)
-        torch.rand(3)  # how far the generator has come plays no part
-        module._seed = None  # on which the ranks agree but once
-        monkeypatch.setattr(VJEPA, "current_epoch", epoch)
-        monkeypatch.setattr(VJEPA, "global_rank", rank)
-        return torch.cat([kind.context for kind in module.draw(clips, module.rng(64, batch_idx))], dim=1)
-
-    assert torch.equal(drawn(), drawn())
-    others = (drawn(batch_idx=1), drawn(epoch=1), drawn(rank=1), drawn(seed=2))
-    assert not any(torch.equal(drawn(), other) for other in others)
-    module.eval()
-    assert torch.equal(drawn(epoch=0), drawn(epoch=1))
-
-
 @pytest.mark.parametrize(
     ("method", "options", "error", "message"),
     [
-        (VJEPA, {"distance": "l3"}, ValueError, "distance must be one of smooth_l1, l1, l2, got 'l3'"),
-        (VJEPA, {"num_frame": 4}, TypeError, "VJEPA has no option num_frame; did you mean num_frames"),
-        (VJEPA2, {"coldown": 0.5}, TypeError, "VJEPA2 has no option coldown; did you mean cooldown"),
-        (VJEPA2, {"tublet_size": 2}, TypeError, "did you mean tubelet_size"),
-        (VJEPA, {"cooldown": 0.5}, TypeError, "VJEPA has no option cooldown"),
-        (VJEPA, {"stretch": 0.8}, ValueError, "stretched, by 1 or more, but not shrunk: got stretch=0.8"),
-        (VJEPA, {"num_frames": 5}, ValueError, r"a clip of \(5, 16, 16\).*cannot be cut into tubelets of \(2, 4, 4\)"),
-        (VJEPA, {"predictor_num_heads": 3}, ValueError, "predictor of width 16 cannot be split among 3 heads"),
-        (VJEPA, {"masks": [{"num_blocks": 0}]}, ValueError, "num_blocks must be at least 1"),
-        (VJEPA, {"masks": [{"blocks": 2}]}, TypeError, "TubeMasking has no option blocks; did you mean num_blocks"),
-        (VJEPA, {"masks": []}, ValueError, "masks is an empty list"),
-        (VJEPA, {"masks": [{}, {"spatial_scale": [0.5, 0.2]}]}, ValueError, "spatial_scale must be a range"),
-        (VJEPA, {"patch_size": 16, "num_frames": 2}, ValueError, r"a \(1, 1, 1\) grid is too small"),
-        (VJEPA2, {"warmup": 0.5, "cooldown": 0.6}, ValueError, "together not above 1, got 0.5 and 0.6"),
-        (VJEPA2, {"warmup": 0.2, "cooldown": -0.1}, ValueError, "not below 0.*got 0.2 and -0.1"),
-        (VJEPA, {"num_mask_tokens": 1}, ValueError, "2 kinds of masks need a mask token each, got num_mask_tokens=1"),
-        (VJEPA2, {"warmup": 1.0}, ValueError, "warmup is the share of the training"),
+        (VJEPA, {"distance": "l3"}, ValueError, "smooth_l1, l1, l2.*'l3'"),
+        (VJEPA, {"num_frame": 4}, TypeError, "num_frame.* num_frames"),
+        (VJEPA2, {"coldown": 0.5}, TypeError, "VJEPA2 .*coldown.* cooldown"),
+        (VJEPA2, {"tublet_size": 2}, TypeError, "tubelet_size"),
+        (VJEPA, {"cooldown": 0.5}, TypeError, "VJEPA .*cooldown"),
+        (VJEPA, {"num_frames": 5}, ValueError, r"\(5, 16, 16\).*\(2, 4, 4\)"),
+        (VJEPA, {"predictor_num_heads": 3}, ValueError, "predictor .*16 .*3 heads"),
+        (VJEPA, {"masks": [{"num_blocks": 0}]}, ValueError, "num_blocks"),
+        (VJEPA, {"masks": [{"blocks": 2}]}, TypeError, "TubeMasking .*blocks.* num_blocks"),
+        (VJEPA, {"masks": []}, ValueError, "masks.*empty"),
+        (VJEPA, {"masks": [{}, {"spatial_scale": [0.5, 0.2]}]}, ValueError, "spatial_scale"),
+        (VJEPA, {"patch_size": 16, "num_frames": 2}, ValueError, r"\(1, 1, 1\)"),
+        (VJEPA2, {"warmup": 0.5, "cooldown": 0.6}, ValueError, r"0\.5 and 0\.6"),
+        (VJEPA2, {"warmup": 0.2, "cooldown": -0.1}, ValueError, r"0\.2 and -0\.1"),
+        (VJEPA, {"num_mask_tokens": 1}, ValueError, "2 kinds.*num_mask_tokens=1"),
     ],
 )  # fmt: skip
 def test_rejected_options(method: type[VJEPA], options: dict[str, Any], error: Any, message: str) -> None:
@@ -337,12 +287,10 @@ def test_rejected_options(method: type[VJEPA], options: dict[str, Any], error: A
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 16, 16), (2, 3, 3, 16, 16), (2, 3, 4, 16, 18), (3, 16, 16)])
-def test_clips_that_do_not_fit(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_clips_that_do_not_fit(shape: tuple[int, ...]) -> None:
     module = tiny()
-    with pytest.raises(ValueError, match=r"expected clips \[B, 3, T, H, W\] or images \[B, 3, H, W\]"):
+    with pytest.raises(ValueError, match=r"\[B, 3, T, H, W\].*\[B, 3, H, W\]"):
         module.latents(torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"expected clips \[B, 3, T, H, W\] or images \[B, 3, H, W\]"):
-        quiet_trainer(tmp_path, max_steps=1).fit(module, DataLoader([torch.zeros(shape)], batch_size=None))
 
 
 # --- Trainings -------------------------------------------------------------------------------------------------------
@@ -371,18 +319,17 @@ def batches_of(shapes: Any, number: int = 4, channels: int = 3) -> list[Tensor]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_clips_of_many_sizes_and_images_in_one_training(method: str, tmp_path: Path) -> None:
-    """A batch has masks of its own grid; every batch is learned, the teacher follows, and validation takes all too."""
+    """A batch has masks of its own grid; every batch is learned, and validation takes all too."""
     module = tiny(METHODS[method], lr=1e-2, start_lr=1e-2, momentum=(0.99, 0.99))
     batches, steps = batches_of(MIXED), Steps()
-    before = weights(module)
-    trainer = quiet_trainer(tmp_path, max_epochs=25, callbacks=[steps], check_val_every_n_epoch=25)
+    trainer = quiet_trainer(tmp_path, max_epochs=14, callbacks=[steps], check_val_every_n_epoch=14)
     module.eval()
     masks = [module.draw(batch, module.rng(4, index)) for index, batch in enumerate(batches)]
     latents = [module.latents(batch, drawn) for batch, drawn in zip(batches, masks, strict=True)]
     first = np.array([module.loss(several)["loss"].item() for several in latents])
     trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     grids = [(2, 4, 4), (1, 4, 4), (4, 2, 6), (1, 6, 4), (2, 6, 4), (1, 4, 4)]
-    for outputs, (frames, rows, columns) in zip(steps.train, grids * 25, strict=True):
+    for outputs, (frames, rows, columns) in zip(steps.train, grids * 14, strict=True):
         tokens = frames * rows * columns
         assert outputs["latents"].features.values.shape == (4, tokens, 24)
         for kind, masking in zip(outputs["drawn"], module.masking, strict=True):
@@ -391,38 +338,6 @@ def test_clips_of_many_sizes_and_images_in_one_training(method: str, tmp_path: P
             assert max(int(kind.context.max()), int(kind.targets.max())) < tokens
     last = np.array([outputs["loss"].item() for outputs in steps.val])
     assert (last < 0.98 * first).all(), (first, last)
-    after = weights(module)
-    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert moved == {name for name in after if not name.endswith("pos_embed")}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_half_precision(method: str, tmp_path: Path) -> None:
-    """The losses of a mixed training are those of a full one but for the last digits; weights stay in float32."""
-    losses = []
-    for precision in ("32-true", "bf16-mixed"):
-        module, steps = tiny(METHODS[method], lr=1e-3, momentum=(0.9, 0.9)), Steps()
-        trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[steps], precision=precision)
-        trainer.fit(module, DataLoader(batches_of(MIXED), batch_size=None))
-        losses.append([outputs["loss"].item() for outputs in steps.train])
-        assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
-    assert losses[0] != losses[1]
-
-
-def test_resume_is_exact(tmp_path: Path) -> None:
-    """Three epochs in one go, and one with two more after a restart: the same bits."""
-
-    def run(ckpt_path: str | None) -> VJEPA:
-        module = tiny(VJEPA2, lr=1e-2, momentum=(0.8, 1.0), cooldown=0.5)
-        pl.seed_everything(7, verbose=False)
-        saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        trainer = quiet_trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[saving])
-        trainer.fit(module, DataLoader(batches_of(MIXED), batch_size=None), ckpt_path=ckpt_path)
-        return module
-
-    whole, resumed = weights(run(None)), weights(run(str(tmp_path / "epoch=0.ckpt")))
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_train_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,9 +393,7 @@ def recorded(module: VJEPA, steps: int, folder: Path) -> Recorder:
     return recorder
 
 
-@pytest.mark.parametrize(
-    ("warmup", "cooldown"), [(0.25, 0.4), (0.0, 1.0), (0.5, 0.5), (0.05, 0.0), (0.0, 0.0), (0.1, 0.25)]
-)
+@pytest.mark.parametrize(("warmup", "cooldown"), [(0.25, 0.4), (0.0, 1.0), (0.05, 0.0)])
 def test_learning_rate_of_vjepa2(warmup: float, cooldown: float, tmp_path: Path) -> None:
     """Up, level, down, by the paper's description; decay and momentum stay."""
     module = tiny(VJEPA2, warmup=warmup, cooldown=cooldown, lr=0.5, start_lr=0.1, final_lr=0.02)
@@ -543,7 +456,7 @@ class ClipWatch(VJEPA):
         }
 
 
-@pytest.mark.parametrize(("clip", "warmup"), [(1e-3, 0.5), (1e-3, 0.0), (1e3, 0.0), (None, 0.0)])
+@pytest.mark.parametrize(("clip", "warmup"), [(1e-3, 0.5), (1e3, 0.0), (None, 0.0)])
 def test_gradients_are_clipped_after_the_warm_up(clip: float | None, warmup: float, tmp_path: Path) -> None:
     """Each network by its own norm, to that norm if it is larger."""
     module = tiny(ClipWatch, warmup=warmup)
@@ -562,7 +475,7 @@ def test_gradients_are_clipped_after_the_warm_up(clip: float | None, warmup: flo
 
 def test_gradients_are_not_clipped_by_value(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_steps=1, gradient_clip_val=0.1, gradient_clip_algorithm="value")
-    with pytest.raises(ValueError, match="clipped by norm, not by value: leave out gradient_clip_algorithm"):
+    with pytest.raises(ValueError, match="gradient_clip_algorithm"):
         trainer.fit(tiny(), loader(random_clips(4)))
 
 
@@ -592,15 +505,14 @@ def test_vicreg_and_sigreg_of_both_kinds_of_masks() -> None:
     assert penalty > 0.1
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_regularised_trainings(method: str, tmp_path: Path) -> None:
+def test_regularised_trainings(tmp_path: Path) -> None:
     """Of clips and images by turns; every source of embeddings is there."""
     regularizers: dict[str, Any] = {
         "vicreg": {"weight": 0.1, "source": "context_and_target", "projector": [8]},
         "sigreg": {"weight": 0.1, "source": "context", "num_slices": 16},
     }
-    module, steps = tiny(METHODS[method], regularizers=regularizers, lr=1e-2, start_lr=1e-2), Steps()
-    trainer = quiet_trainer(tmp_path, max_epochs=8, callbacks=[steps])
+    module, steps = tiny(regularizers=regularizers, lr=1e-2, start_lr=1e-2), Steps()
+    trainer = quiet_trainer(tmp_path, max_epochs=5, callbacks=[steps])
     trainer.fit(module, DataLoader(batches_of(MIXED, 8), batch_size=None))
     penalties = [(outputs["loss"] - outputs["energy"]).item() for outputs in steps.train]
     assert np.mean(penalties[-6:]) < 0.97 * np.mean(penalties[:6])
@@ -660,7 +572,7 @@ def test_the_probe_reads_what_the_mean_has_lost(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = PixelVJEPA(**PIXELS)
     probes = [AttentiveProbe(2, lr=1e-2), AttentiveProbe(2, "deep", depth=2, num_heads=4, lr=1e-2), LinearProbe(2)]
-    trainer = quiet_trainer(tmp_path, max_epochs=10, callbacks=probes)
+    trainer = quiet_trainer(tmp_path, max_epochs=7, callbacks=probes)
     trainer.fit(module, loader(Together(192), 32), loader(Together(100, seed=1), 50))
     found = {
         name: float(trainer.callback_metrics[f"probe/{name}/accuracy"]) for name in ("attentive", "deep", "linear")
@@ -672,7 +584,7 @@ def test_the_probe_reads_what_the_mean_has_lost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("width", "heads", "depth", "millions"),
-    [(1024, 16, 1, 11.7), (1024, 16, 4, 49.5), (1408, 22, 1, 22.1), (1408, 22, 4, 93.5)],
+    [(1024, 16, 4, 49.5), (1408, 22, 1, 22.1)],
 )
 def test_published_sizes_of_the_probe(width: int, heads: int, depth: int, millions: float) -> None:
     """With 174 classes; and by hand: what a block has, of which the one with the query has no output projection."""
@@ -688,26 +600,6 @@ def test_published_sizes_of_the_probe(width: int, heads: int, depth: int, millio
     assert head[0].cross_attention.num_heads == heads
 
 
-def test_the_probe_resumes(tmp_path: Path) -> None:
-    """From a checkpoint in the middle it ends where that of the whole run does; and it validates a checkpoint."""
-
-    def run(ckpt_path: str | None) -> tuple[AttentiveProbe, float]:
-        probe, saving = AttentiveProbe(2, depth=2), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
-        pl.seed_everything(1, verbose=False)
-        trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=[probe, saving], enable_checkpointing=True)
-        trainer.fit(PixelVJEPA(**PIXELS), loader(Together(40)), loader(Together(20, 1)), ckpt_path=ckpt_path)
-        return probe, float(trainer.callback_metrics["probe/attentive/accuracy"])
-
-    (whole, accuracy), (resumed, again) = run(None), run(str(tmp_path / "epoch=1.ckpt"))
-    a, b = whole.state_dict()["head"], resumed.state_dict()["head"]
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
-    assert accuracy == again
-    trainer = quiet_trainer(tmp_path, callbacks=[AttentiveProbe(2, depth=2)])
-    path = str(tmp_path / "epoch=3.ckpt")
-    (found,) = trainer.validate(PixelVJEPA(**PIXELS), loader(Together(20, 1)), ckpt_path=path, verbose=False)
-    assert found["probe/attentive/accuracy"] == pytest.approx(accuracy)
-
-
 class Headless(PixelVJEPA):
     def build_encoder(self) -> nn.Module:
         encoder = Pixels()
@@ -718,17 +610,12 @@ class Headless(PixelVJEPA):
 @pytest.mark.parametrize(
     ("probe", "module", "label", "message"),
     [
-        (
-            AttentiveProbe(2),
-            PixelVJEPA,
-            torch.zeros(8, 4, 4).long(),
-            r"expected one class a sample, integers \[B\], got",
-        ),
-        (AttentiveProbe(2), PixelVJEPA, torch.zeros(8), r"one class a sample, integers \[B\], got torch.float32 \[8\]"),
+        (AttentiveProbe(2), PixelVJEPA, torch.zeros(8, 4, 4).long(), r"\[B\].*\[8, 4, 4\]"),
+        (AttentiveProbe(2), PixelVJEPA, torch.zeros(8), r"\[B\].*torch.float32 \[8\]"),
         (AttentiveProbe(2), PixelVJEPA, torch.arange(8) % 3, "'attentive'.* 2 classes"),
-        (AttentiveProbe(2), Headless, torch.zeros(8).long(), "give the probe 'attentive' num_heads"),
-        (AttentiveProbe(2, num_heads=3), PixelVJEPA, torch.zeros(8).long(), "width of 8 cannot be split among 3 heads"),
-        (AttentiveProbe(2, depth=0), PixelVJEPA, torch.zeros(8).long(), "depth must be at least 1"),
+        (AttentiveProbe(2), Headless, torch.zeros(8).long(), "'attentive'.*num_heads"),
+        (AttentiveProbe(2, num_heads=3), PixelVJEPA, torch.zeros(8).long(), "8 .*3 heads"),
+        (AttentiveProbe(2, depth=0), PixelVJEPA, torch.zeros(8).long(), "depth"),
     ],
 )
 def test_what_the_probe_refuses(probe: Any, module: type[VJEPA], label: Tensor, message: str, tmp_path: Path) -> None:
@@ -740,30 +627,6 @@ def test_what_the_probe_refuses(probe: Any, module: type[VJEPA], label: Tensor, 
 
 
 # --- Monitor and pictures --------------------------------------------------------------------------------------------
-
-
-class Labelled(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of clips and of images, with classes."""
-
-    def __len__(self) -> int:
-        return len(MIXED)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return batches_of(MIXED)[index], torch.arange(4) % 2
-
-
-def test_watching_changes_nothing(tmp_path: Path) -> None:
-    """With and without probe, monitor and pictures: the same bits, although the loader shuffles."""
-    finals = []
-    for watched in (True, False):
-        module = tiny(VJEPA2, lr=1e-2, momentum=(0.9, 1.0))
-        callbacks = [AttentiveProbe(2), LinearProbe(2), CollapseMonitor(1), LatentPictures(2)] if watched else []
-        logger = TensorBoardLogger(tmp_path) if watched else False
-        pl.seed_everything(5, verbose=False)
-        batches = DataLoader(Labelled(), batch_size=None, shuffle=True)
-        quiet_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=callbacks).fit(module, batches, batches)
-        finals.append(weights(module))
-    assert all(torch.equal(value, finals[1][name]) for name, value in finals[0].items())
 
 
 def test_collapse_monitor(tmp_path: Path) -> None:
@@ -859,82 +722,10 @@ def test_pictures_in_tensorboard(shape: tuple[int, ...], tmp_path: Path) -> None
     (observation,) = batches_of([shape], 8)
     trainer = quiet_trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[steps, LatentPictures(3)])
     trainer.fit(module, loader(observation), loader(observation))
-    logger.experiment.flush()
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
-    events.Reload()
-    images = events.Images("pictures/latents")
-    assert [image.step for image in images] == [1, 2]
+    pictures = logged_images(logger, "pictures/latents")
+    assert list(pictures) == [1, 2]
     clips = observation if observation.ndim == 5 else observation.unsqueeze(2)
-    for event, outputs in zip(images, steps.val, strict=True):
+    for read, outputs in zip(pictures.values(), steps.val, strict=True):
         features = outputs["latents"].features.values[:3]
         drawn = draw_clips(clips[:3], outputs["drawn"], features, module.grid_of(observation))
-        read = torch.tensor(np.array(Image.open(io.BytesIO(event.encoded_image_string)))).permute(2, 0, 1) / 255
         assert (read - drawn).abs().max() < 1.5 / 255
-
-
-# --- Two processes ---------------------------------------------------------------------------------------------------
-
-
-class PlainSteps(VJEPA):
-    """Plain gradient steps."""
-
-    def configure_optimizers(self) -> Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.5)
-
-
-class PlainSteps2(PlainSteps, VJEPA2):
-    pass
-
-
-TRAININGS: dict[str, tuple[type[VJEPA], dict[str, Any]]] = {
-    "vjepa": (PlainSteps, {"regularizers": {"vicreg": {"weight": 0.1}, "sigreg": {"weight": 0.1, "num_slices": 16}}}),
-    "vjepa2": (PlainSteps2, {"official": True, "num_mask_tokens": 10}),  # nine of them are never used
-}
-
-
-def train(name: str, folder: str, rank: int, ranks: int) -> dict[str, Any]:
-    """Steps with the rank's part of clips and images, gradients clipped; the weights, and what was logged."""
-    method, options = TRAININGS[name]
-    module = tiny(method, momentum=(0.5, 0.5), **options)
-    eager(module)
-    batches = [batch[rank::ranks] for batch in batches_of(MIXED, 4)]  # as a DistributedSampler deals them out
-    parallel = {"devices": ranks, "strategy": "ddp", "use_distributed_sampler": False} if ranks > 1 else {}
-    trainer = quiet_trainer(folder, max_epochs=1, gradient_clip_val=0.05, callbacks=[CollapseMonitor(1)], **parallel)
-    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
-    logged = {name: float(trainer.callback_metrics[name]) for name in ("val/loss", "collapse/target/std")}
-    return {"state": module.state_dict(), "logged": logged}
-
-
-def two_processes(rank: int, port: int, folder: str) -> None:
-    """One of two ranks: its trainings, the results of which go into a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    os.environ["PL_GLOBAL_SEED"] = "0"  # as `tiny`: the strategy goes back to what another test may have left here
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save({name: train(name, folder, rank, 2) for name in TRAININGS}, Path(folder) / f"{rank}.pt")
-    dist.barrier()
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", TRAININGS)
-def test_training_in_two_processes(name: str, ranks: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Halves of every batch in two ranks make the steps of the whole batch in one."""
-    one = train(name, str(tmp_path), 0, 1)
-    start = eager(tiny(TRAININGS[name][0], **TRAININGS[name][1])).state_dict()
-    for rank in ranks:
-        assert rank[name]["state"].keys() == one["state"].keys()
-        for key, value in one["state"].items():
-            got, expected = (torch.as_tensor(it) for it in (rank[name]["state"][key], value))
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
-        assert rank[name]["logged"] == pytest.approx(one["logged"], rel=1e-4)
-    weight = "context_encoder.blocks.0.attn.qkv.weight"
-    assert not torch.allclose(one["state"][weight], start[weight], atol=1e-5)

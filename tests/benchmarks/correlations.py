@@ -26,21 +26,14 @@ from jepa_lightning.callbacks import CollapseMonitor
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import MultiBlockMasking
 from jepa_lightning.metrics import (
-    alpha_req,
     dead_features,
-    effective_rank,
     feature_std,
-    iso_score,
     lidar,
     mean_correlation,
     mean_cosine,
     moments,
-    participation_ratio,
     rankme,
     scatter,
-    sigreg_statistic,
-    stable_rank,
-    uniformity,
 )
 
 
@@ -70,8 +63,7 @@ def measured(checkpoint: Path, images: Tensor) -> dict[str, float]:
     """The metrics of the mean tokens of the target encoder, and LiDAR of the context encoder's under eight masks."""
     encoder = load_encoder(checkpoint)
     embeddings = torch.cat([encoder(part).mean(1) for part in images.split(256)])
-    sums, power = moments(embeddings), alpha_req(moments(embeddings))
-    standardised = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp(min=1e-6)
+    sums = moments(embeddings)
     student, few = load_encoder(checkpoint, "context_encoder"), images[:500]
     # The same masks for all images, as LiDARMonitor has it: masks of their own would tell images apart.
     masks = [MultiBlockMasking()(1, student.grid, rng=Rng(i, batch_size=1)) for i in range(8)]
@@ -79,17 +71,10 @@ def measured(checkpoint: Path, images: Tensor) -> dict[str, float]:
     values = {
         "RankMe": rankme(sums),
         "RankMe, centred": rankme(sums, centred=True),
-        "effective rank, centred": effective_rank(sums, centred=True),
-        "stable rank, centred (NESum)": stable_rank(sums, centred=True),
-        "participation ratio": participation_ratio(sums),
-        "α of α-ReQ": power.alpha,
-        "IsoScore": iso_score(sums),
         "std": feature_std(sums),
         "dead features": dead_features(sums),
         "mean correlation": mean_correlation(sums),
         "mean cosine": mean_cosine(sums),
-        "uniformity": uniformity(embeddings),
-        "SIGReg of standardised embeddings": sigreg_statistic(standardised),
         "LiDAR": lidar(scatter(views)),
     }
     return {name: float(value) for name, value in values.items()}
