@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from jepa_lightning import batches
-from jepa_lightning.callbacks.memory import RememberingCallback
+from jepa_lightning.callbacks.memory import RememberingCallback, has_held_out
 from jepa_lightning.callbacks.pictures import as_shown
 from jepa_lightning.step import Latents
 
@@ -107,7 +107,7 @@ class Cockpit(RememberingCallback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same where there are no held-out data."""
-        if not sum(trainer.num_val_batches):
+        if not has_held_out(trainer):
             self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from jepa_lightning.callbacks.memory import RememberingCallback
+from jepa_lightning.callbacks.memory import RememberingCallback, has_held_out
 from jepa_lightning.callbacks.readings import across_images, across_tokens, agreement, draw_spectra, mean_target
 from jepa_lightning.callbacks.teacher import relative_distance, students_and_teachers
 from jepa_lightning.clock import clock
@@ -141,7 +141,7 @@ class CollapseMonitor(RememberingCallback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The same where there are no held-out data."""
-        if not sum(trainer.num_val_batches):
+        if not has_held_out(trainer):
             self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:

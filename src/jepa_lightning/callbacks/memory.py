@@ -26,3 +26,10 @@ class RememberingCallback(pl.Callback):
         if stage == "fit" or (last is not None and last() is not pl_module):
             self.forget()
         _MODULES[self] = weakref.ref(pl_module)
+
+
+def has_held_out(trainer: pl.Trainer) -> bool:
+    """Whether a fit has held-out data; before its first validation, whether it is given any."""
+    if trainer.val_dataloaders is None:
+        return trainer.enable_validation
+    return sum(trainer.num_val_batches) > 0

@@ -197,6 +197,8 @@ class TrainingModule(ResumableModule):
                 raise ValueError(f"the rate of {name} must not be negative, got {rate}")
             if rate == 0:
                 network.requires_grad_(False).eval()
+        for each in self.teachers():
+            self.get_submodule(each.teacher).eval()
         if self.recompute_activations:
             for name in ("context_encoder", "predictor"):
                 if hasattr(self, name):

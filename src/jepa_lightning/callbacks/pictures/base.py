@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.callbacks.memory import has_held_out
 from jepa_lightning.callbacks.pictures.drawing import titled
 
 
@@ -57,7 +58,7 @@ class Pictures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw training images if there are no others."""
-        if not batch_idx and not sum(trainer.num_val_batches):
+        if not batch_idx and not has_held_out(trainer):
             self._show(trainer, pl_module, outputs, batch)
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:

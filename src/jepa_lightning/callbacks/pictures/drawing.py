@@ -13,6 +13,7 @@ from torchvision.utils import make_grid
 
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
 BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45], [0.80, 0.47, 0.65]])
+TITLE_HEIGHT = 18  # pixels above a picture
 
 
 def as_colours(features: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def as_pixels(tokens: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tenso
 
 def titled(picture: Tensor, titles: Sequence[str]) -> Tensor:
     """A picture `[3, height, width]` with titles above its columns, which share its width."""
-    height, width = 18, picture.shape[-1] // len(titles)
+    height, width = TITLE_HEIGHT, picture.shape[-1] // len(titles)
     strip = Image.new("RGB", (picture.shape[-1], height), "white")
     pen, font = ImageDraw.Draw(strip), ImageFont.load_default(size=12)
     for number, title in enumerate(titles):
