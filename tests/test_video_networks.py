@@ -19,7 +19,7 @@ from transformers import VJEPA2Config
 from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler, rotate_queries_or_keys
 
 from jepa_lightning.networks import AttentivePooler, Block, Predictor, VideoTransformer, gather_tokens, linear
-from jepa_lightning.networks.linear import AVX512, Linear
+from jepa_lightning.networks.linear import AVX512
 from jepa_lightning.networks.positions import rotate, rotation
 
 POSITIONS = ("sincos", "rope", "tiled_rope")
@@ -179,7 +179,7 @@ class Products(TorchDispatchMode):
 
 def products(layer: nn.Module, x: Tensor) -> int:
     with Products() as seen:
-        layer(x)
+        linear.linear(layer, x)
     return seen.count
 
 
@@ -188,7 +188,7 @@ def products(layer: nn.Module, x: Tensor) -> int:
     [((300,), 96, 160, True), ((5, 60), 160, 96, True), ((3, 4, 25), 96, 160, False)],
 )
 def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, outputs: int, bias: bool) -> None:
-    layer = Linear(inputs, outputs, bias=bias)
+    layer = nn.Linear(inputs, outputs, bias=bias)
     x = random(*shape, inputs).requires_grad_()
     upstream = random(*shape, outputs, seed=1)
     double = copy.deepcopy(layer).double()
@@ -196,7 +196,7 @@ def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, 
     expected = F.linear(y, double.weight, double.bias)
     expected.backward(upstream.double())
     assert products(layer, x) == AVX512
-    output = layer(x)
+    output = linear.linear(layer, x)
     output.backward(upstream)
     pairs = [(output, expected), (x.grad, y.grad), (layer.weight.grad, double.weight.grad)]
     for ours, theirs in pairs + ([(layer.bias.grad, double.bias.grad)] if bias else []):
@@ -206,37 +206,40 @@ def test_linear_layers_in_double_precision(shape: tuple[int, ...], inputs: int, 
 def test_linear_layers_take_tensors_of_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transposed inputs, gradients that are one number over and over, a single vector, and none at all."""
     monkeypatch.setattr(linear, "LEAST", 0)
-    layer, x = Linear(6, 10), random(6, 4, 3).permute(2, 1, 0).requires_grad_()
-    layer(x).sum().backward()
+    layer, x = nn.Linear(6, 10), random(6, 4, 3).permute(2, 1, 0).requires_grad_()
+    linear.linear(layer, x).sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, 4, 6))
     torch.testing.assert_close(layer.weight.grad, x.sum((0, 1)).expand(10, 6))
     assert layer.bias.grad.tolist() == [12.0] * 10
     for rows in ((), (0,), (2, 0)):
         one = random(*rows, 6)
-        torch.testing.assert_close(layer(one), F.linear(one, layer.weight, layer.bias))
+        torch.testing.assert_close(linear.linear(layer, one), F.linear(one, layer.weight, layer.bias))
 
 
 def test_frozen_linear_layers_get_no_gradient() -> None:
-    layer, x = Linear(128, 128).requires_grad_(False), random(256, 128).requires_grad_()
+    layer, x = nn.Linear(128, 128).requires_grad_(False), random(256, 128).requires_grad_()
     with Products() as seen:
-        layer(x).sum().backward()
+        linear.linear(layer, x).sum().backward()
     assert seen.count == 2 * AVX512  # forward, and the gradient of the inputs
     assert layer.weight.grad is None is layer.bias.grad
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(256, -1))
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        torch.testing.assert_close(linear.linear(layer, x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_where_linear_layers_are_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half and double precision, few numbers, `torch.compile`, and where oneDNN is switched off."""
-    layer, x = Linear(128, 128), random(256, 128)
+    layer, x = nn.Linear(128, 128), random(256, 128)
     assert products(layer, x) == AVX512
     assert products(layer, x[:16]) == 0
     assert products(copy.deepcopy(layer).double(), x.double()) == 0
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
+        assert linear.linear(layer, x).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
         assert products(layer, x) == 0
+    hook = layer.register_forward_hook(lambda *_: None)
+    assert products(layer, x) == 0  # it is called as usual
+    hook.remove()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert products(layer, x) == 0
 

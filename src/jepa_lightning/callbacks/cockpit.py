@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.callbacks.memory import RememberingCallback, has_held_out
 from jepa_lightning.callbacks.pictures import as_shown
 from jepa_lightning.step import Latents
 
@@ -37,10 +41,12 @@ LAYOUT = {
 }
 
 
-class Cockpit(pl.Callback):
+class Cockpit(RememberingCallback):
     """Lays out TensorBoard's page "Custom scalars", and gives its projector the embeddings of held-out data.
 
     The page has the probes beside the loss, the readings of `CollapseMonitor` below them, and the schedules last. The
+    same curves with their names beside them are the picture `cockpit/curves`, drawn at every validation or, without
+    held-out data, in every epoch. The
     projector gets the features of the first held-out samples at the end of the fit, with their labels and, of images
     and clips, with thumbnails (of a clip, the first frame).
 
@@ -55,6 +61,11 @@ class Cockpit(pl.Callback):
         if num_embeddings < 0:
             raise ValueError(f"num_embeddings must not be negative, got {num_embeddings}")
         self.num_embeddings = num_embeddings
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new: without curves and embeddings."""
+        self._curves: dict[str, dict[int, float]] = {}  # by tag, of the steps
         self._kept: list[tuple[Tensor, Tensor | None, list[list[str]]]] = []
         self._fields: list[str] = []
 
@@ -89,6 +100,31 @@ class Cockpit(pl.Callback):
         rows = [[str(value) for value in row] for row in zip(*(labels[name][:missing] for name in labels), strict=True)]
         self._kept.append((embedding.float().pooled()[:missing].cpu(), _thumbnails(observation), rows))
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the curves so far."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._draw(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same where there are no held-out data."""
+        if not has_held_out(trainer):
+            self._draw(trainer)
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        for tag, value in trainer.callback_metrics.items():
+            self._curves.setdefault(tag, {})[trainer.global_step] = float(value)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("cockpit/curves", draw_curves(self._curves), trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves, which a resumed run goes on with."""
+        return {"curves": self._curves}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curves of the run that is resumed."""
+        self._curves = state_dict.get("curves", {})
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the last validation's embeddings."""
         if not self._kept:
@@ -105,6 +141,30 @@ class Cockpit(pl.Callback):
                     label_img=torch.cat(shown) if len(shown) == len(thumbnails) else None,
                     global_step=trainer.global_step,
                 )
+
+
+def draw_curves(curves: dict[str, dict[int, float]]) -> Figure:
+    """Values by step, with the names of the lines beside them: one plot for each question that has an answer.
+
+    Args:
+        curves: by tag, of values by step; those that the layout has no chart for are left out.
+    """
+    plots = []
+    for charts in LAYOUT.values():
+        for title, (_, patterns) in charts.items():
+            tags = [tag for tag in curves if any(re.match(pattern, tag) for pattern in patterns)]
+            plots += [(title, tags)] if tags else []
+    rows = -(-len(plots) // 2)
+    figure = Figure(figsize=(14, 3 * max(1, rows)), layout="constrained")
+    for place, (title, tags) in enumerate(plots, start=1):
+        axes = figure.add_subplot(rows, 2, place)
+        axes.set_title(title, fontsize=10)
+        # Names from top to bottom as the lines end.
+        for tag in sorted(tags, key=lambda tag: curves[tag][max(curves[tag])], reverse=True):
+            steps, values = zip(*sorted(curves[tag].items()), strict=True)
+            axes.plot(steps, values, marker=".", label=tag.split("/", 1)[-1].removesuffix("/accuracy"))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
 
 
 def _thumbnails(observation: Tensor) -> Tensor | None:

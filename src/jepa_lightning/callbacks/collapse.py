@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+from jepa_lightning.callbacks.memory import RememberingCallback, has_held_out
 from jepa_lightning.callbacks.readings import across_images, across_tokens, agreement, draw_spectra, mean_target
 from jepa_lightning.callbacks.teacher import relative_distance, students_and_teachers
 from jepa_lightning.clock import clock
@@ -27,7 +28,7 @@ class CollapseError(RuntimeError):
     """The embeddings have collapsed."""
 
 
-class CollapseMonitor(pl.Callback):
+class CollapseMonitor(RememberingCallback):
     """Logs how spread out the embeddings of every branch are, across images and across tokens, and minds a collapse.
 
     Under `collapse/<branch>/<metric>`, for every embedding of the step by its name (`context` and `target` of most
@@ -85,6 +86,10 @@ class CollapseMonitor(pl.Callback):
         self.on_collapse = on_collapse
         self.min_rank = min_rank
         self.max_cosine = max_cosine
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new: no reading yet, and no alarm."""
         self._metrics: dict[str, MetricCollection] = {}
         self._pending: dict[str, list[Tensor]] = {}  # mean tokens that are still to be added up
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
@@ -136,7 +141,7 @@ class CollapseMonitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The same where there are no held-out data."""
-        if not sum(trainer.num_val_batches):
+        if not has_held_out(trainer):
             self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from jepa_lightning.callbacks.memory import RememberingCallback
+
 WINDOW = 100  # steps that the usual norm is the mean of, and that skipped ones are counted in
 SETTLED = 20  # steps before which no norm is called usual
 
@@ -21,7 +23,7 @@ class BadStepsError(RuntimeError):
     """Too many steps had to be skipped."""
 
 
-class GradientGuard(pl.Callback):
+class GradientGuard(RememberingCallback):
     """Skips the optimiser steps whose gradient is not finite and, on request, those far larger than usual; counts them.
 
     Neither the weights that are trained move in such a step nor the optimiser's moments and the running statistics of
@@ -54,6 +56,10 @@ class GradientGuard(pl.Callback):
             raise ValueError(f"max_skipped must be at least 1, got {max_skipped}")
         self.spike = spike
         self.max_skipped = max_skipped
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new: no norm is usual, and no step was skipped."""
         # Of each optimiser, where a method has several:
         self._log_norm: list[Tensor] = []  # mean of the logarithms of the norms
         self._usual_steps: list[Tensor] = []  # that it is the mean of

@@ -12,7 +12,7 @@ from torch import Tensor
 from jepa_lightning import batches
 from jepa_lightning.draws import Rng
 from jepa_lightning.metrics import LiDAR
-from jepa_lightning.step import Latents
+from jepa_lightning.step import Latents, Tokens, weighted_mean
 
 
 class LiDARMonitor(pl.Callback):
@@ -84,8 +84,8 @@ class LiDARMonitor(pl.Callback):
                 latents: Latents = pl_module.latents(seen, for_all)
                 contexts = [each for name, each in latents.embeddings.items() if name.split("/")[0] == "context"]
                 if contexts:
-                    views["context"].append(mean_token([each.values for each in contexts]))
-                views["prediction"].append(mean_token([each.tokens().values for each in latents.predictions.values()]))
+                    views["context"].append(mean_token(contexts))
+                views["prediction"].append(mean_token([each.tokens() for each in latents.predictions.values()]))
         for branch, means in views.items():
             if not means:  # of a method without an embedding of that name
                 continue
@@ -99,6 +99,8 @@ class LiDARMonitor(pl.Callback):
             pl_module.log(f"collapse/{branch}/lidar", metric.compute())
 
 
-def mean_token(tokens: list[Tensor]) -> Tensor:
-    """The mean `[B, D]` over all tokens of parts `[B, K, D]`."""
-    return torch.cat(tokens, dim=1).float().mean(1)
+def mean_token(parts: list[Tokens]) -> Tensor:
+    """The mean `[B, D]` over the valid tokens of all parts."""
+    values = torch.cat([part.values for part in parts], dim=1).float()
+    valid = [torch.ones_like(part.values[..., 0]) if part.valid is None else part.valid.float() for part in parts]
+    return weighted_mean(values, torch.cat(valid, dim=1).unsqueeze(-1), (1,))

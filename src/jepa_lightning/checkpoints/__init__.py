@@ -8,7 +8,7 @@ from jepa_lightning.checkpoints.encoder import load_encoder
 from jepa_lightning.checkpoints.families import read_networks
 from jepa_lightning.checkpoints.families.hugging_face import save_for_transformers
 from jepa_lightning.checkpoints.loading import check_positions, load_networks, start_from
-from jepa_lightning.checkpoints.reading import Networks
+from jepa_lightning.checkpoints.reading import Networks, uncompiled
 from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
 from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
 from jepa_lightning.networks import VisionTransformer
@@ -36,4 +36,5 @@ def save_for_timm(encoder: VisionTransformer, path: str | Path) -> None:
     `timm.create_model(name, class_token=False, global_pool="avg", fc_norm=False, num_classes=0, checkpoint_path=path)`,
     with the `img_size` of the encoder.
     """
-    save_file({name: value.detach().contiguous() for name, value in encoder.state_dict().items()}, path)
+    weights = {uncompiled(name): value.detach().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(weights, path)

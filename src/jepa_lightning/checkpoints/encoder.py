@@ -60,6 +60,9 @@ def load_encoder(
     else:
         sizes = vision_transformer_sizes(state, size, heads)
         encoder = VisionTransformer(_pair(sizes.pop("image_size")), **sizes)
+    for norm in encoder.modules():
+        if isinstance(norm, nn.LayerNorm):
+            norm.eps = told.get("epsilon", norm.eps)
     load_network(encoder, networks, network)
     return encoder.eval().requires_grad_(False)
 

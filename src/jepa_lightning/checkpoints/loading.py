@@ -124,7 +124,15 @@ def load_network(network: nn.Module, networks: Networks, name: str) -> None:
     Raises:
         ValueError: names, shapes or positions that are not those of the network.
     """
-    state = dict(networks.states[name])
+    network, state = getattr(network, "_orig_mod", network), dict(networks.states[name])  # what was compiled
+    epsilon = networks.options.get("epsilon", 0.0)
+    own_epsilon = max([norm.eps for norm in network.modules() if isinstance(norm, nn.LayerNorm)], default=epsilon)
+    # What is up to 1e-6 makes no difference to the variances that norms of tokens meet.
+    if epsilon and max(epsilon, 1e-6) != max(own_epsilon, 1e-6):
+        raise ValueError(
+            f"the norms of the checkpoint's {name} have an epsilon of {epsilon:g}, and this module's {own_epsilon:g}: "
+            "its features would be others"
+        )
     if isinstance(network, Transformer | Predictor) and len(network.grid) == 3:
         check_positions(networks, network.positions)
     own = network.state_dict()

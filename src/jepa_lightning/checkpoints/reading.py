@@ -27,6 +27,15 @@ class Networks(NamedTuple):
     options: dict[str, Any]
 
 
+def uncompiled(name: str) -> str:
+    """The name that a weight has in a network that `torch.compile` has not wrapped.
+
+    >>> uncompiled("context_encoder._orig_mod.norm.weight")
+    'context_encoder.norm.weight'
+    """
+    return name.replace("_orig_mod.", "")
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint file.
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_warn
 
 import jepa_lightning
 from jepa_lightning.callbacks import FeatureWriter
 from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
 from jepa_lightning.checkpoints.reading import read_file
+from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
@@ -79,6 +81,25 @@ class JEPACLI(LightningCLI):
         if isinstance(self.model, JEPA) and not given:
             callbacks.append(FeatureWriter(Path(self.trainer.default_root_dir) / "features.npz"))
 
+    def after_validate(self) -> None:
+        """No result is no success."""
+        self._must_have(self.trainer.num_val_batches)
+
+    def after_test(self) -> None:
+        """No result is no success."""
+        self._must_have(self.trainer.num_test_batches)
+
+    def after_predict(self) -> None:
+        """No result is no success."""
+        self._must_have(self.trainer.num_predict_batches)
+
+    def _must_have(self, batches: list[Any]) -> None:
+        if not sum(batches):
+            raise ValueError(
+                f"{type(self.datamodule).__name__} gave no batch to {self.subcommand}, so there is no result: look "
+                "where its held-out data are, and at the Trainer's limits"
+            )
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """No abbreviations: `--trainer.max_epoch` is a mistake, and to be told."""
         parser = NearMissParser(dump_header=[f"lightning.pytorch=={pl.__version__}"], allow_abbrev=False, **kwargs)
@@ -95,8 +116,14 @@ class JEPACLI(LightningCLI):
             chosen.weights_only = True  # Lightning's default runs what a file says
         if chosen.get("trainer.accumulate_grad_batches") == 0:
             parser.error("--trainer.accumulate_grad_batches is 0: it must be at least 1")
-        if chosen.get("ckpt_path") == "last" and (newest := _last_checkpoint(chosen)):
-            chosen.ckpt_path = newest
+        if chosen.get("ckpt_path") == "last":
+            try:
+                chosen.ckpt_path = last_checkpoint(chosen)
+            except FileNotFoundError as error:
+                if self.config.subcommand != "fit":
+                    parser.error(str(error))
+                rank_zero_warn(f"{error}: the training starts anew")
+                chosen.ckpt_path = None
 
     def instantiate_classes(self) -> None:
         """Make Trainer, module and data; what one of them objects to is said without the parser's words around it."""
@@ -142,28 +169,6 @@ def main(args: list[str] | None = None) -> None:
         save_config_kwargs={"overwrite": True},
         args=args,
     )
-
-
-def _last_checkpoint(config: Any) -> str | None:
-    """The newest `last.ckpt` of earlier runs, which have folders of their own; Lightning looks in the new one only.
-
-    None where a ModelCheckpoint has a folder that Lightning knows.
-    """
-    given = config.trainer.callbacks or []
-    for callback in given if isinstance(given, list) else [given]:
-        if (callback.get("init_args") or {}).get("dirpath"):
-            return None
-    logger = config.trainer.logger
-    logger = logger[0] if isinstance(logger, list) and logger else logger
-    root, runs = Path(config.trainer.default_root_dir or "."), "lightning_logs/version_*/"
-    if logger is False:
-        runs = ""
-    elif isinstance(logger, Namespace):
-        options = logger.get("init_args") or {}
-        name = options.get("name", "lightning_logs")
-        root, runs = Path(options.get("save_dir") or root), f"{name}/*/" if name else "*/"
-    found = sorted(root.glob(f"{runs}checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return str(found[-1]) if found else None
 
 
 def _find_recipe(argument: str) -> str:

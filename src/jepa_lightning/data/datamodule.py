@@ -4,10 +4,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from jepa_lightning.data.faults import FaultCountingLoader
-from jepa_lightning.data.resume import Order, ResumableLoader, Visits
+from jepa_lightning.data.resume import Order, ResumableLoader, Visits, rank_and_ranks
 
 ROLES = ("train", "val", "test")
 
@@ -34,8 +35,26 @@ class SplitDataModule(pl.LightningDataModule):
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers} is negative; give 0 to load in the training process.")
-        self.batch_size, self.num_workers = batch_size, num_workers
         self.sets: dict[str, Any] = {}
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per batch. Once the data are known, no more than make a training batch: a search goes beyond that."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        most = self.largest_batch(len(self.sets["train"])) if "train" in self.sets else value
+        if value > most:
+            rank_zero_warn(
+                f"there are no more training samples than for batch_size={most}, which is taken, not {value}."
+            )
+        self._batch_size = min(value, most)
+
+    def largest_batch(self, samples: int) -> int:
+        """The largest batch that so many training samples make on each rank."""
+        return samples // rank_and_ranks()[1]
 
     def order(self, samples: Any) -> Order:
         """The order of the training samples."""
@@ -45,6 +64,8 @@ class SplitDataModule(pl.LightningDataModule):
         if role not in self.sets:
             return []  # Lightning's way to skip validation
         samples = self.sets[role]
+        if "batch_size" in self.hparams:  # what a search has set it to
+            self.hparams["batch_size"] = self.batch_size
         return self.loader(
             samples,
             batch_size=self.batch_size,
@@ -99,6 +120,14 @@ class FilesDataModule(SplitDataModule):
     def order(self, samples: Any) -> Order:
         """The order of the training samples, which are drawn from at random."""
         return Visits(samples, self.batch_size, self.trainer)
+
+    def check_found(self, stage: str | None) -> None:
+        """Raise a FileNotFoundError if a stage is for held-out samples, and there are none; a fit goes without."""
+        if stage not in (None, "fit") and not set(roles_of(stage)) <= set(self.sets):
+            raise FileNotFoundError(
+                f"{type(self).__name__} has found no held-out data, to validate, test or predict on: those of folders, "
+                "lists and shards are in root/val."
+            )
 
     @property
     def faulty(self) -> dict[str, str]:

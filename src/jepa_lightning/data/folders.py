@@ -1,9 +1,11 @@
 """Files in folders, labelled by the folders of their classes."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning.data.samples import Sample
 
@@ -24,6 +26,8 @@ class Files(Sequence[Sample]):
 
 def open_folder(root: Path, role: str, extensions: tuple[str, ...], kind: str) -> Files | None:
     """The files of `root/train/<class>` or `root/val/<class>`, or the unlabelled ones below a folder.
+
+    Hidden files and folders do not count, nor do folders without such files. Links are followed, but not back up.
 
     Args:
         root: the folder; one without a folder `train` holds unlabelled training files, at any depth.
@@ -55,26 +59,22 @@ def open_folder(root: Path, role: str, extensions: tuple[str, ...], kind: str) -
 
 
 def class_names(folder: Path, extensions: tuple[str, ...]) -> list[str] | None:
-    """The folders in a folder, unless it has files of its own."""
+    """The folders in a folder that have files in them, unless it has files of its own."""
     with os.scandir(folder) as scan:
         entries = list(scan)
-    if any(entry.name.lower().endswith(extensions) for entry in entries):
+    if any(_is_one(entry.name, extensions) for entry in entries):
         return None
-    return sorted(entry.name for entry in entries if entry.is_dir()) or None
+    inside = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(name for name in inside if next(_walk(os.path.join(folder, name), extensions), None)) or None
 
 
 def _list_files(folder: Path, classes: list[str] | None, extensions: tuple[str, ...], kind: str) -> Files:
     """The files below a folder, at any depth, labelled by the folders right in it if `classes` are given."""
-    # os.walk makes no object for each file: on ImageNet that is seconds where Path.rglob takes minutes.
-    paths = sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(extensions)
-    )
+    paths = sorted(_walk(str(folder), extensions))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no {kind} ({', '.join(extensions)}), at any depth.")
     if classes is None:
+        rank_zero_info(f"{folder}: {len(paths)} {kind} without labels")
         return Files(paths, None)
     number = {name: label for label, name in enumerate(classes)}
     names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
@@ -83,4 +83,27 @@ def _list_files(folder: Path, classes: list[str] | None, extensions: tuple[str, 
             f"{folder} has classes that the training {kind} do not have: {', '.join(unknown)}. "
             f"Name its folders as those of the training {kind}."
         )
+    shown = ", ".join(classes[:3]) + (f", … {classes[-1]}" if len(classes) > 3 else "")
+    rank_zero_info(f"{folder}: {len(paths)} {kind} of {len(classes)} classes ({shown})")
     return Files(paths, [number[name] for name in names])
+
+
+def _walk(folder: str, extensions: tuple[str, ...], above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The files below a folder; `above` are the real paths of the folders that it is in, to which links may lead."""
+    real = os.path.realpath(folder)
+    above = (above or frozenset(map(str, Path(real).parents))) | {real}
+    # os.scandir makes no object of a path for each file: on ImageNet that is seconds where Path.rglob takes minutes.
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                yield from _walk(entry.path, extensions, above)
+        elif _is_one(entry.name, extensions):
+            yield entry.path
+
+
+def _is_one(name: str, extensions: tuple[str, ...]) -> bool:
+    return name.lower().endswith(extensions) and not name.startswith(".")

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence, Sized
 from io import BytesIO
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -73,14 +74,53 @@ class Listed:
 
 
 def read_image(sample: Sample) -> Tensor:
-    """Decode an image, to RGB `[3, H, W]`.
+    """Decode an image, to RGB `[3, H, W]` uint8, turned as its camera says.
 
     Raises:
-        UnreadableError: if it is none; the message says why.
+        UnreadableError: if it is none, or its pixels have no known range; the message says why.
     """
     content = sample.read()
     try:
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return F.pil_to_tensor(image.convert("RGB"))
+            return pixels(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
         raise UnreadableError(str(error)) from error
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """The pixels `[3, H, W]` uint8 of an image of any kind, upright.
+
+    Of 16 bits the upper eight are taken, and floating-point numbers are from 0 to 1: Pillow itself clips both at 255.
+
+    Raises:
+        UnreadableError: numbers whose range nobody says, as whole ones of 32 bits.
+    """
+    is_png = image.format == "PNG"  # of whole numbers up to 16 bits
+    image = ImageOps.exif_transpose(image)
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return F.pil_to_tensor(image.convert("RGB"))
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        levels = np.round(values * 255)
+    elif image.mode != "F" and low >= 0 and high < 2**16 and (image.mode != "I" or is_png):
+        levels = values >> 8
+    else:
+        raise UnreadableError(
+            f"its pixels are numbers from {low} to {high} of mode {image.mode!r}, whose range is not known: convert it "
+            "to 8 or 16 bits, or to numbers from 0 to 1"
+        )
+    return torch.from_numpy(levels.astype(np.uint8)).expand(3, -1, -1)
+
+
+def as_labels(labels: Sequence[int | None], kind: str) -> Tensor | None:
+    """The labels of a batch, or None where there are none.
+
+    Raises:
+        RuntimeError: if some have one and others none.
+    """
+    if None not in labels:
+        return torch.tensor([int(label) for label in labels if label is not None])
+    if any(label is not None for label in labels):
+        raise RuntimeError(f"some of the {kind} in a batch have labels and others none: label all of them, or none.")
+    return None

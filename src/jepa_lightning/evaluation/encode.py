@@ -87,6 +87,8 @@ def encode(
         count += len(pooled[0][-1])
         if limit is not None and count >= limit:
             break
+    if not count:
+        raise ValueError("a loader of the data gave no batch: training and test samples are needed to evaluate")
     by_name = {name: torch.cat(column)[:limit] for name, column in labels.items()}
     return [
         Encoded(torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name)

@@ -109,7 +109,7 @@ class JEPA(TrainingModule, ABC):
 
     def _step(self, batch: Any, batch_idx: int, stage: str) -> dict[str, Any]:
         size = len(self.observations(batch)[0])
-        drawn = self.draw(batch, self.rng(size, batch_idx))
+        drawn = self._drawn(batch, size, batch_idx)
         latents = self.latents(batch, drawn)
         terms = self.loss(latents)
         self.log_terms(terms, stage, size)
@@ -118,6 +118,10 @@ class JEPA(TrainingModule, ABC):
             if weights:
                 terms = {**terms, "loss": self.weigh(terms["loss"], weight_of(weights), batch_idx)}
         return {**terms, "latents": latents.detach(), "drawn": drawn}
+
+    @torch.compiler.disable  # a compiler can trace neither the hashes of Python numbers nor what NumPy chooses by them
+    def _drawn(self, batch: Any, size: int, batch_idx: int) -> Any:
+        return self.draw(batch, self.rng(size, batch_idx))
 
     def log_terms(self, terms: dict[str, Tensor], stage: str, batch_size: int) -> None:
         """Log terms as `<stage>/<name>`."""

@@ -19,7 +19,8 @@ from jepa_lightning.masking import Masks
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.regularizer import Regularizer
 from jepa_lightning.modules.training import Teacher
-from jepa_lightning.networks import build_network, gather_tokens
+from jepa_lightning.networks import Transformer, build_network, gather_tokens
+from jepa_lightning.networks.hiding import check_hiding
 from jepa_lightning.schedules import linear
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -126,6 +127,21 @@ class MaskedJEPA(JEPA):
     def valid(self, batch: Any) -> Tensor | None:
         """Which tokens of its observations there are, BoolTensor `[B, N]`; all, None, where lengths are the same."""
         return None
+
+    def on_fit_start(self) -> None:
+        """Try whether an encoder of another kind hides what it is told to; ours do by construction.
+
+        Raises:
+            ValueError: an encoder that does not.
+        """
+        super().on_fit_start()
+        encoder, shape = self.context_encoder, self.example().shape
+        encoder = getattr(encoder, "_orig_mod", encoder)  # what a compiled one is made of
+        if isinstance(encoder, Transformer) or len(shape) != 2 + len(self.grid):
+            return
+        training = encoder.training
+        check_hiding(encoder.eval(), torch.empty(shape, device=self.device), self.grid, type(encoder).__name__)
+        encoder.train(training)
 
     def draw(self, batch: Any, rng: Rng) -> Any:
         """The masks."""

@@ -10,6 +10,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from jepa_lightning.checkpoints.plain import plain
+from jepa_lightning.checkpoints.reading import uncompiled
+
 
 class ResumableModule(pl.LightningModule):
     """Has random states and accumulated gradients in its checkpoints, beside what Lightning keeps.
@@ -53,7 +56,12 @@ class ResumableModule(pl.LightningModule):
         The states are those of the first process, and of all where `seed_everything` has seeded them alike. Gradients
         are there where an optimiser step is not complete yet (`accumulate_grad_batches`), as means over processes; not
         those of sharded weights.
+
+        All of the checkpoint is made plain, and networks that are compiled have the names of those that are not.
         """
+        checkpoint["state_dict"] = {uncompiled(name): value for name, value in checkpoint["state_dict"].items()}
+        for name in checkpoint.keys() - {"state_dict"}:
+            checkpoint[name] = plain(checkpoint[name], name)
         states = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             states[self.device.type] = torch.get_device_module(self.device).get_rng_state()

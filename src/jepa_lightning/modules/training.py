@@ -18,6 +18,8 @@ from torch import nn
 from jepa_lightning.callbacks.guard import GradientGuard
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
 from jepa_lightning.checkpoints import start_from
+from jepa_lightning.checkpoints.plain import plain
+from jepa_lightning.checkpoints.reading import uncompiled
 from jepa_lightning.clock import clock
 from jepa_lightning.draws import Rng
 from jepa_lightning.errors import differences, unknown_options
@@ -195,6 +197,8 @@ class TrainingModule(ResumableModule):
                 raise ValueError(f"the rate of {name} must not be negative, got {rate}")
             if rate == 0:
                 network.requires_grad_(False).eval()
+        for each in self.teachers():
+            self.get_submodule(each.teacher).eval()
         if self.recompute_activations:
             for name in ("context_encoder", "predictor"):
                 if hasattr(self, name):
@@ -209,11 +213,20 @@ class TrainingModule(ResumableModule):
         shard(self, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Start from `weights`, unless a checkpoint of this run is being resumed."""
+        """Start from `weights`, unless a checkpoint of this run is being resumed.
+
+        Raises:
+            TypeError: options or states that the run's checkpoints could not hold.
+        """
         # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         self._has_weights = False
         self._start()
+        for callback in self.trainer.callbacks:
+            plain(callback.state_dict(), f"the state of {type(callback).__name__}")
+        for owner in (self, self.trainer.datamodule):
+            if owner is not None:
+                plain(dict(owner.hparams), type(owner).__name__)
 
     def on_validation_start(self) -> None:
         """Start from `weights`, where the Trainer does nothing but validate."""
@@ -243,6 +256,8 @@ class TrainingModule(ResumableModule):
             ValueError: weights of another method, or of networks of other sizes.
         """
         self._has_weights = True
+        own = {uncompiled(name): name for name in self.state_dict()}  # whichever networks are compiled, here and there
+        state_dict = {own.get(uncompiled(name), name): value for name, value in state_dict.items()}
         try:
             return super().load_state_dict(state_dict, *args, **options)
         except RuntimeError as error:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.networks.linear import Linear, Mlp
+from jepa_lightning.networks.linear import Mlp, linear
 from jepa_lightning.networks.tokens import init_transformer
 
 
@@ -21,17 +21,17 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = Linear(dim, dim)
-        self.k = Linear(dim, dim)
-        self.v = Linear(dim, dim)
-        self.proj = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, tokens: Tensor, picked: Tensor | None, visible: Tensor | None) -> Tensor:
         """Queries `[B, Q, D]` over tokens `[B, N, D]`; see `ClassAttentionBlock`."""
         heads = (self.num_heads, queries.shape[-1] // self.num_heads)
         keys_values = []
         for layer in (self.k, self.v):
-            own, others = layer(queries).unsqueeze(2), layer(tokens)  # [B, Q, 1, D], [B, N, D]
+            own, others = linear(layer, queries).unsqueeze(2), linear(layer, tokens)  # [B, Q, 1, D], [B, N, D]
             if picked is None:
                 others = others.unsqueeze(1).expand(-1, queries.shape[1], -1, -1)
             else:
@@ -39,10 +39,10 @@ class ClassAttention(nn.Module):
                 others = others[images, picked]  # [B, Q, k, D]
             keys_values.append(torch.cat([own, others], dim=2).unflatten(-1, heads).transpose(2, 3))
         keys, values = keys_values
-        asked = self.q(queries).unsqueeze(2).unflatten(-1, heads).transpose(2, 3)  # [B, Q, heads, 1, D / heads]
+        asked = linear(self.q, queries).unsqueeze(2).unflatten(-1, heads).transpose(2, 3)  # [B, Q, heads, 1, D / heads]
         mask = None if visible is None else F.pad(visible, (1, 0), value=True)[:, :, None, None]
         attended = F.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
-        return self.proj(attended.flatten(2))
+        return linear(self.proj, attended.flatten(2))
 
 
 class ClassAttentionBlock(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.networks.linear import Linear, Mlp
+from jepa_lightning.networks.linear import Mlp, linear
 from jepa_lightning.networks.positions import Rotation, rotate
 
 
@@ -15,18 +15,18 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
         """Attend, see `Block`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = linear(self.qkv, x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
         if mask is not None and mask.shape[-2] > 1:
             mask = mask[..., -last:, :]
         attended = F.scaled_dot_product_attention(q[:, :, -last:], k, v, attn_mask=mask)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return linear(self.proj, attended.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

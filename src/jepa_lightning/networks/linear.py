@@ -1,4 +1,4 @@
-"""Linear layers that take the faster of the two matrix products that torch brings along for processors."""
+"""Linear layers by the faster of the two matrix products that torch brings along for processors."""
 
 from __future__ import annotations
 
@@ -50,32 +50,39 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`, computed by oneDNN where that is faster: in float32, on processors with AVX-512, in eager mode.
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)`, by oneDNN where that is faster: in float32, on processors with AVX-512, in eager mode.
 
-    The results differ by rounding. `torch.backends.mkldnn.flags(enabled=False)` gives those of `nn.Linear`; second
-    derivatives need it on such a processor, and so does `torch.utils.flop_counter`, which does not know oneDNN.
+    The layers stay torch's own, so that what goes by the class finds them, as quantisation and adapters do; one with
+    hooks, or of another class, is called as usual. The results differ by rounding.
+    `torch.backends.mkldnn.flags(enabled=False)` gives those of `nn.Linear`; second derivatives need it on such a
+    processor, and so does `torch.utils.flop_counter`, which does not know oneDNN.
 
-    >>> layer = Linear(64, 96)
-    >>> x = torch.randn(512, 64)
-    >>> bool(torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5))
+    Args:
+        layer: from `in_features` to `out_features`.
+        x: `[..., in_features]`.
+
+    Returns:
+        `[..., out_features]`.
+
+    >>> layer, x = nn.Linear(64, 96), torch.randn(512, 64)
+    >>> bool(torch.allclose(linear(layer, x), layer(x), atol=1e-5))
     True
     """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
-        if (
-            AVX512
-            and input.dtype == self.weight.dtype == torch.float32
-            and input.device.type == self.weight.device.type == "cpu"
-            and input.numel() * self.out_features >= LEAST
-            and torch.backends.mkldnn.enabled
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        ):
-            output: Tensor = _OneDNNLinear.apply(input, self.weight, self.bias)
-            return output
-        return F.linear(input, self.weight, self.bias)
+    if (
+        AVX512
+        and type(layer) is nn.Linear
+        and x.dtype == layer.weight.dtype == torch.float32
+        and x.device.type == layer.weight.device.type == "cpu"
+        and x.numel() * layer.out_features >= LEAST
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    ):
+        output: Tensor = _OneDNNLinear.apply(x, layer.weight, layer.bias)
+        return output
+    return layer(x)
 
 
 class Mlp(nn.Module):
@@ -88,9 +95,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim]` to `[..., dim]`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return linear(self.fc2, F.gelu(linear(self.fc1, x)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lightning.networks.blocks import Block
-from jepa_lightning.networks.linear import Linear
+from jepa_lightning.networks.linear import linear
 from jepa_lightning.networks.positions import ADDED, Positions, rotation, sincos_positions
 from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, rescale_residuals
 
@@ -53,7 +53,7 @@ class Predictor(nn.Module):
         self.grid = tuple(grid)
         self.positions = positions
         self.head_dim = predictor_embed_dim // num_heads
-        self.predictor_embed = Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
         if num_mask_tokens is None:
             self.mask_token = nn.Parameter(torch.empty(1, 1, predictor_embed_dim))
         else:
@@ -63,7 +63,7 @@ class Predictor(nn.Module):
             self.predictor_pos_embed = nn.Parameter(pos_embed, requires_grad=False)
         self.predictor_blocks = nn.ModuleList(Block(predictor_embed_dim, num_heads) for _ in range(depth))
         self.predictor_norm = nn.LayerNorm(predictor_embed_dim, eps=1e-6)
-        self.predictor_proj = Linear(predictor_embed_dim, embed_dim)
+        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
         self.apply(init_transformer)
         if positions not in ADDED:
             rescale_residuals(self.predictor_blocks)
@@ -94,7 +94,7 @@ class Predictor(nn.Module):
         grid = tuple(grid or self.grid)
         sets = target_indices.view(len(context), -1, target_indices.shape[-1])
         num_sets, size = sets.shape[1:]
-        known = self.predictor_embed(context)
+        known = linear(self.predictor_embed, context)
         mask_token = self.mask_tokens[condition or 0] if hasattr(self, "mask_tokens") else self.mask_token
         queries = mask_token.expand(*sets.shape, -1).to(known.dtype)
         by = None
@@ -111,4 +111,4 @@ class Predictor(nn.Module):
         for number, block in enumerate(self.predictor_blocks, start=1):
             tokens = block(tokens, by, last=size if number == len(self.predictor_blocks) else 0)
         predicted = self.predictor_norm(tokens[:, -size:])
-        return self.predictor_proj(predicted).view(*target_indices.shape, -1)
+        return linear(self.predictor_proj, predicted).view(*target_indices.shape, -1)

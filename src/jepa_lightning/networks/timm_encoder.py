@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from jepa_lightning.networks.hiding import check_hiding
 from jepa_lightning.networks.tokens import gather_tokens
 
 
@@ -22,7 +24,7 @@ class TimmEncoder(nn.Module):
         pretrained: start from timm's weights (downloads them).
 
     Raises:
-        ValueError: a model of timm that is no plain vision transformer.
+        ValueError: a model of timm that is no plain vision transformer, or whose patches overlap.
 
     >>> import torch
     >>> encoder = TimmEncoder("vit_tiny_patch16_224", image_size=(32, 64))
@@ -47,6 +49,12 @@ class TimmEncoder(nn.Module):
         self.embed_dim: int = vit.embed_dim
         self.depth, self.num_heads = len(blocks), blocks[0].attn.num_heads
         self.image_size = tuple(image_size)
+        example = torch.empty(1, in_channels, *self.image_size)
+        check_hiding(self._embed, example, self.grid_of(example), f"timm's {name!r}")
+
+    def _embed(self, x: Tensor, indices: Tensor | None) -> Tensor:
+        tokens = self.vit._pos_embed(self.vit.patch_embed(x))
+        return tokens if indices is None else gather_tokens(tokens, indices)
 
     def grid_of(self, x: Tensor) -> tuple[int, ...]:
         """The `(rows, columns)` of patches of images `[B, C, H, W]`.
@@ -61,7 +69,4 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         """Encode images `[B, C, H, W]` to tokens `[B, K, D]` at `indices` `[B, K]`, all of them without."""
-        tokens = self.vit._pos_embed(self.vit.patch_embed(x))
-        if indices is not None:
-            tokens = gather_tokens(tokens, indices)
-        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(tokens)))
+        return self.vit.norm(self.vit.blocks(self.vit.norm_pre(self._embed(x, indices))))

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.callbacks.memory import has_held_out
+from jepa_lightning.callbacks.pictures.drawing import titled
 
 
 class Pictures(pl.Callback):
@@ -32,6 +34,10 @@ class Pictures(pl.Callback):
         self.num_images = num_images
 
     @abstractmethod
+    def titles(self, pl_module: Any, images: Tensor, outputs: Any) -> list[str]:
+        """What the columns of the picture show, from left to right; or one title for the whole of it."""
+
+    @abstractmethod
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """The picture `[3, height, width]`, in [0, 1], of the images and of the outputs of their step."""
 
@@ -52,7 +58,7 @@ class Pictures(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw training images if there are no others."""
-        if not batch_idx and not sum(trainer.num_val_batches):
+        if not batch_idx and not has_held_out(trainer):
             self._show(trainer, pl_module, outputs, batch)
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
@@ -62,7 +68,7 @@ class Pictures(pl.Callback):
                 f"{type(self).__name__} draws images [B, C, H, W] and clips [B, C, T, H, W], got {list(images.shape)}: "
                 "leave it out"
             )
-        picture = self.draw(pl_module, images, outputs)
+        picture = titled(self.draw(pl_module, images, outputs), self.titles(pl_module, images, outputs))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(self.tag, picture, trainer.global_step)

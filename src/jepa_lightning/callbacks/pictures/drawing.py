@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
 BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45], [0.80, 0.47, 0.65]])
+TITLE_HEIGHT = 18  # pixels above a picture
 
 
 def as_colours(features: Tensor) -> Tensor:
@@ -50,3 +53,13 @@ def as_pixels(tokens: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tenso
     """Token values `[R, N, C]` as pictures `[R, C, H, W]`, each token a flat patch."""
     maps = tokens.mT.reshape(len(tokens), -1, grid[0], grid[1])
     return F.interpolate(maps, size=tuple(size), mode="nearest")
+
+
+def titled(picture: Tensor, titles: Sequence[str]) -> Tensor:
+    """A picture `[3, height, width]` with titles above its columns, which share its width."""
+    height, width = TITLE_HEIGHT, picture.shape[-1] // len(titles)
+    strip = Image.new("RGB", (picture.shape[-1], height), "white")
+    pen, font = ImageDraw.Draw(strip), ImageFont.load_default(size=12)
+    for number, title in enumerate(titles):
+        pen.text((number * width + width / 2, height / 2), title, "black", font, anchor="mm")
+    return torch.cat([pil_to_tensor(strip).float() / 255, picture], dim=1)

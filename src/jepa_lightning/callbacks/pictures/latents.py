@@ -36,6 +36,14 @@ class LatentPictures(Pictures):
 
     tag = "pictures/latents"
 
+    def titles(self, pl_module: Any, images: Tensor, outputs: Any) -> list[str]:
+        """Of images, a title a column; of clips, what the film strips of each show."""
+        masked = isinstance(outputs["drawn"], Masks)
+        if len(pl_module.context_encoder.grid_of(images)) == 2:
+            return ["image", *(["context", "targets"] if masked else []), "features"]
+        kinds = ["masks"] if masked else [f"{name} masks" for name in pl_module.kinds(outputs["drawn"])]
+        return [f"of each, from top: clip; {'; '.join(kinds)}; features"]
+
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """The rows, or the film strips."""
         features = outputs["latents"].features.values[: self.num_images]

@@ -38,6 +38,10 @@ class NeighbourPictures(Pictures):
         if not hasattr(pl_module, "target_head"):
             raise TypeError(f"NeighbourPictures draws what DMTJEPA aggregates; {type(pl_module).__name__} does not")
 
+    def titles(self, pl_module: Any, images: Tensor, outputs: Any) -> list[str]:
+        """A title a column."""
+        return ["neighbours", "teacher", "aggregated"]
+
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """Of each image a row."""
         tokens = outputs["latents"].features.values[: self.num_images].float()

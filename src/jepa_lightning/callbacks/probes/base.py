@@ -14,10 +14,11 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from jepa_lightning import batches
 from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.callbacks.memory import RememberingCallback
 from jepa_lightning.step import Latents, Tokens
 
 
-class Probe(pl.Callback):
+class Probe(RememberingCallback):
     """What the online probes share: their input, their labels and their accuracy on the validation or test data.
 
     A probe reads the features that the step has computed anyway, of most methods the mean of the target encoder's
@@ -41,6 +42,10 @@ class Probe(pl.Callback):
         self.name = name
         self.label = label
         self.source = source
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new."""
         self._accuracy = MeanMetric()
         self._overlap: MulticlassJaccardIndex | None = None
 

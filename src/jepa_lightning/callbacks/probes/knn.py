@@ -72,6 +72,10 @@ class KNNProbe(Probe):
         self.k = k
         self.temperature = temperature
         self.bank_size = bank_size
+
+    def forget(self) -> None:
+        """Be as new: without a bank."""
+        super().forget()
         self._inputs: Tensor | None = None
         self._labels: Tensor | None = None
         self._bank_labels: Tensor | None = None
@@ -122,7 +126,9 @@ class KNNProbe(Probe):
         return vote(self._normalize(inputs), self._bank, self._bank_labels, self.k, self.temperature, self._classes)
 
     def state_dict(self) -> dict[str, Any]:
-        """The bank."""
+        """The bank; one of raw inputs fills again from the data, which would make up most of a checkpoint."""
+        if self.source == "observation":
+            return {}
         return {"inputs": self._inputs, "labels": self._labels, "next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -67,8 +67,12 @@ class RegressionProbe(TrainedProbe):
         lr: float = 3e-3,
     ) -> None:
         super().__init__(num_outputs, name, label, source, lr)
+
+    def forget(self) -> None:
+        """Be as new: without a head, and without a scale of the labels."""
+        super().forget()
         self._r2 = R2Score()
-        self._scale = LabelScale(num_outputs)
+        self._scale = LabelScale(self.num_classes)
 
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""

@@ -38,13 +38,16 @@ class TrainedProbe(Probe):
         source: str,
         lr: float,
     ) -> None:
+        self.num_classes, self.lr = num_classes, lr
         super().__init__(name, label, source)
         if num_classes < 1 or not 0 < lr < math.inf:
             raise ValueError(
                 f"the probe {name!r} needs at least one class or number and a positive lr, got {num_classes}, {lr}"
             )
-        self.num_classes = num_classes
-        self.lr = lr
+
+    def forget(self) -> None:
+        """Be as new: without a head."""
+        super().forget()
         self._head: nn.Module | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._width = 0

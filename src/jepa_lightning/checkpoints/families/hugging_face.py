@@ -30,6 +30,10 @@ IJEPA_ENCODER = {
     "blocks.#.mlp.fc2": "encoder.layer.#.output.dense",
     "norm": "layernorm",
 }
+# Settings of which our networks have one value, which is also transformers' default.
+_FIXED = {"hidden_act": "gelu", "qkv_bias": True}
+_DEFAULT_EPSILON = {"ijepa": 1e-12, "vjepa2": 1e-6}  # transformers', which configurations leave out
+_UNUSED = ("embeddings.mask_token",)  # of pretraining with masked pixels
 _VJEPA2_LAYERS = ("norm1", "attn.query", "attn.key", "attn.value", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 VJEPA2_ENCODER = {
     "patch_embed.proj": "encoder.embeddings.patch_embeddings.proj",
@@ -63,6 +67,8 @@ def save_for_transformers(
         ValueError: positions or frames that the other side has no form for.
     """
     folder = Path(folder)
+    # Of compiled networks what they were made of.
+    encoder, predictor = getattr(encoder, "_orig_mod", encoder), getattr(predictor, "_orig_mod", predictor)
     if isinstance(encoder, VideoTransformer):
         config, state = _vjepa2(encoder, predictor)
     else:
@@ -80,26 +86,42 @@ def read(folder: Path) -> Networks:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        theirs = load_file(folder / "model.safetensors")
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        theirs = _load_weights(folder)
+    except (OSError, json.JSONDecodeError, SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{folder} is no Hugging Face model folder with config.json and model.safetensors: {error}"
+            f"{folder} is no Hugging Face model folder with config.json and model.safetensors, or with the files that "
+            f"model.safetensors.index.json names: {error}"
         ) from error
     kind = config.get("model_type")
     if kind not in ("ijepa", "vjepa2"):
         raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'ijepa' or 'vjepa2'")
+    if other := [f"{name}={config[name]!r}" for name, ours in _FIXED.items() if config.get(name, ours) != ours]:
+        raise ValueError(f"{folder} is of a network that this package does not have, with {', '.join(other)}")
+    epsilon = config.get("layer_norm_eps", _DEFAULT_EPSILON[kind])
     # A model with a head on top has its encoder under this prefix; the head is none of ours.
     theirs = {name.removeprefix(f"{kind}."): value for name, value in theirs.items()}
     if kind == "ijepa":
         options = {"image_size": config["image_size"], "num_heads": config["num_attention_heads"]}
-        return Networks({"target_encoder": _from(theirs, IJEPA_ENCODER, folder)}, options)
-    states = {"target_encoder": _from(theirs, VJEPA2_ENCODER, folder)}
+        encoder = _from(theirs, IJEPA_ENCODER, ("embeddings.", "encoder.", "layernorm."), folder)
+        return Networks({"target_encoder": encoder}, options | {"epsilon": epsilon})
+    states = {"target_encoder": _from(theirs, VJEPA2_ENCODER, ("encoder.",), folder)}
     if "predictor.embeddings.mask_tokens" in theirs:
-        states["predictor"] = _from(theirs, VJEPA2_PREDICTOR, folder)
+        states["predictor"] = _from(theirs, VJEPA2_PREDICTOR, ("predictor.",), folder)
         tokens = states["predictor"].pop("mask_tokens")
         states["predictor"] |= {f"mask_tokens.{index}": token for index, token in enumerate(tokens)}
-    options = {"image_size": config["crop_size"], "num_heads": config["num_attention_heads"]}
+    options = {"image_size": config["crop_size"], "num_heads": config["num_attention_heads"], "epsilon": epsilon}
     return Networks(states, {**options, "num_frames": config["frames_per_clip"], "positions": "tiled_rope"})
+
+
+def _load_weights(folder: Path) -> StateDict:
+    """The weights of one file, or of the several that an index names."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return load_file(folder / "model.safetensors")
+    weights: StateDict = {}
+    for file in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+        weights |= load_file(folder / Path(file).name)  # whatever folder the index names, the files lie beside it
+    return weights
 
 
 def _ijepa(encoder: VisionTransformer) -> tuple[dict[str, Any], StateDict]:
@@ -174,15 +196,17 @@ def _to(state: StateDict, names: dict[str, str]) -> StateDict:
     return {name: value.detach().contiguous() for name, value in theirs.items()}
 
 
-def _from(theirs: StateDict, names: dict[str, str], folder: Path) -> StateDict:
-    """Their weights under our names; those of other networks stay behind."""
+def _from(theirs: StateDict, names: dict[str, str], own: tuple[str, ...], folder: Path) -> StateDict:
+    """Their weights under our names; those of other networks, which do not begin like its `own`, stay behind."""
     back = {theirs: ours for ours, theirs in names.items()}
-    state = {}
+    state, unknown = {}, []
     for name, value in theirs.items():
         try:
             state[_rename(name, back)] = value
         except KeyError:
-            continue
+            unknown.append(name)
+    if unknown := [name for name in unknown if name.startswith(own) and name not in _UNUSED]:
+        raise ValueError(f"{folder} has weights that no network of this package has: {', '.join(unknown[:3])}, …")
     try:
         for query in [name for name in state if ".attn.query." in name]:
             parts = [state.pop(query.replace("query", part)) for part in ("query", "key", "value")]

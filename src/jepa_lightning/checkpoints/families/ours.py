@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jepa_lightning.checkpoints.reading import Networks, StateDict
+from jepa_lightning.checkpoints.reading import Networks, StateDict, uncompiled
 
 _TOLD = ("image_size", "num_frames", "num_heads", "encoder")
 
@@ -18,7 +18,7 @@ def read(checkpoint: dict[str, Any]) -> Networks:
     """The module's networks, by the names they have there."""
     states: dict[str, StateDict] = {}
     for key, value in checkpoint["state_dict"].items():
-        network, _, name = key.partition(".")
+        network, _, name = uncompiled(key).partition(".")
         states.setdefault(network, {})[name] = value
     hparams = checkpoint.get("hyper_parameters", {})
     options = {name: hparams[name] for name in _TOLD if hparams.get(name) is not None}

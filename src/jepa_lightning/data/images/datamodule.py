@@ -134,7 +134,7 @@ class ImageDataModule(FilesDataModule):
         """Read the images of a stage ("fit", "validate", "test", "predict"; None for all).
 
         Raises:
-            FileNotFoundError: if the data are missing; the message says how to get them.
+            FileNotFoundError: if the data of the stage are missing; the message says how to get them.
             ValueError: if there are fewer training images than a batch holds.
         """
         for role in roles_of(stage):
@@ -151,6 +151,7 @@ class ImageDataModule(FilesDataModule):
                 transform = None
             faults = Faults("images", self.max_faulty, len(source) if self.samples_per_epoch is None else math.inf)
             self.sets[role] = Images(source, transform, self.mean, self.std, run_seed(), faults)
+        self.check_found(stage)
 
     def _open(self, role: str, download: bool) -> Any:
         root = Path(self.root)

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from jepa_lightning.data.faults import Faults, read_first
 from jepa_lightning.data.resume import Visit, as_visit, seeded
-from jepa_lightning.data.samples import Samples, read_image
+from jepa_lightning.data.samples import Samples, as_labels, pixels, read_image
 
 
 class ImageBatch(NamedTuple):
@@ -65,7 +64,7 @@ class Images(Dataset[Any]):
         else:
             images, given = zip(*(self._sample(self.transform, visit, faulty) for visit in visits), strict=True)
             pixels = torch.stack(images)
-            labels = None if given[0] is None else torch.tensor([int(label) for label in given])
+            labels = as_labels(given, "images")
         batch = pixels.float().mul_(self.scale).sub_(self.shift)
         return batch if labels is None else ImageBatch(batch, labels), faulty, len(visits) + len(faulty)
 
@@ -77,4 +76,4 @@ class Images(Dataset[Any]):
                 sample, image = read_first(self.source.candidates(visit), read_image, "images", faulty)
                 return transform(image), sample.label
             image, label = self.source[visit.index]
-            return transform(image if isinstance(image, Tensor) else F.pil_to_tensor(image.convert("RGB"))), label
+            return transform(image if isinstance(image, Tensor) else pixels(image)), label

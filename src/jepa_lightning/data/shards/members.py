@@ -3,7 +3,7 @@
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -33,10 +33,11 @@ def read_shard(part: Part, kinds: Kinds) -> Iterator[Sample]:
     shard, number = part.shard, 0
     try:
         for sample in tarfile_samples(iter([{"url": shard}])):
-            if extension := _find_observation(sample, kinds):
+            if extension := _find_observation(f"{shard}/{sample['__key__']}", sample, kinds):
                 if number >= part.first:
                     name = f"{shard}/{sample['__key__']}.{extension}"
-                    yield Sample(name, _read_label(name, sample), sample[extension])
+                    label = _read_label(name, {field: sample[field] for field in _label_fields(extension, sample)})
+                    yield Sample(name, label, sample[extension])
                 number += 1
                 if number == part.stop:
                     return
@@ -55,14 +56,16 @@ def list_shard(shard: str, kinds: Kinds) -> list[Sample]:
     try:
         with tarfile.open(shard) as tar:
             for file in tar:
-                if file.isfile():
+                if file.isfile() and not os.path.basename(file.name).startswith("."):
                     stem, _, suffix = os.path.basename(file.name).partition(".")
                     key = os.path.join(os.path.dirname(file.name), stem)
-                    files.setdefault(key, {})[suffix.lower()] = file
+                    if suffix.lower() in files.setdefault(key, {}):
+                        raise RuntimeError(f"{shard} has {file.name} twice: give each sample a name of its own.")
+                    files[key][suffix.lower()] = file
             for key, members in files.items():
-                if extension := _find_observation(members, kinds):
+                if extension := _find_observation(f"{shard}/{key}", members, kinds):
                     name = f"{shard}/{key}.{extension}"
-                    told = {field: tar.extractfile(members[field]) for field in ("cls", "json") if field in members}
+                    told = {field: tar.extractfile(members[field]) for field in _label_fields(extension, members)}
                     label = _read_label(name, {field: file.read() for field, file in told.items() if file})
                     member = members[extension]
                     samples.append(Sample(name, label, Member(shard, member.offset_data, member.size)))
@@ -71,21 +74,39 @@ def list_shard(shard: str, kinds: Kinds) -> list[Sample]:
     return samples
 
 
-def _find_observation(extensions: Iterable[str], kinds: Kinds) -> str | None:
-    """The extension of a sample's file of the first kind that it has."""
+def _find_observation(key: str, extensions: Iterable[str], kinds: Kinds) -> str | None:
+    """The extension of a sample's file of the first kind that it has: `jpg` before `left.jpg`.
+
+    Raises:
+        RuntimeError: if it has several, as names with dots make of many samples one.
+    """
     for kind in kinds:
-        for extension in extensions:
-            if f".{extension}".endswith(kind):
-                return extension
+        found = [extension for extension in extensions if f".{extension}".endswith(kind)]
+        plain = [extension for extension in found if f".{extension}" in kind]
+        if plain or len(found) == 1:
+            return (plain or found)[0]
+        if found:
+            raise RuntimeError(
+                f"the sample {key} has {len(found)} files of one kind, {', '.join(found[:3])}, …: a sample is all "
+                "files with the same name up to the first dot, so leave dots out of the names of samples."
+            )
     return None
 
 
+def _label_fields(extension: str, fields: Collection[str]) -> list[str]:
+    """Which fields may hold the label of an observation with this extension, the first of them as a rule."""
+    inner = extension.rpartition(".")[0]
+    names = [f"{inner}.cls", f"{inner}.json"] if inner else []
+    return [name for name in ("cls", "json", *names) if name in fields]
+
+
 def _read_label(name: str, fields: Mapping[str, bytes]) -> int | None:
-    try:
-        if "cls" in fields:
-            return int(fields["cls"])
-        return int(json.loads(fields["json"])["label"]) if "json" in fields else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(
-            f"the label of {name} is not a whole number, in a .cls file or under 'label' in a .json file ({error!r})."
-        ) from error
+    for field, content in fields.items():
+        try:
+            return int(content) if field.endswith("cls") else int(json.loads(content)["label"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RuntimeError(
+                f"the label of {name} is not a whole number, in a .cls file or under 'label' in a .json file "
+                f"({error!r})."
+            ) from error
+    return None

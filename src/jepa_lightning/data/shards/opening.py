@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from jepa_lightning.data.samples import Listed, Samples
 from jepa_lightning.data.shards.members import Kinds, list_shard, without_samples
 from jepa_lightning.data.shards.streams import Streamed
@@ -78,6 +80,14 @@ def open_shards(
     samples = [sample for shard in shards for sample in list_shard(shard, kinds)]
     if training and not samples:
         raise without_samples(shards, kinds)
+    labelled = sum(sample.label is not None for sample in samples)
+    if 0 < labelled < len(samples):
+        missing = next(sample.name for sample in samples if sample.label is None)
+        raise RuntimeError(
+            f"{labelled} of {len(samples)} samples of the {role} shards have labels, and {missing} and others none: "
+            "label all of them, or none."
+        )
+    rank_zero_info(f"{root}: {len(samples)} {role} samples {'with' if labelled else 'without'} labels")
     return Listed(samples) if samples else None
 
 

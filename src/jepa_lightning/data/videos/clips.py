@@ -11,7 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from jepa_lightning.data.faults import Faults, read_first
 from jepa_lightning.data.resume import Visit, Visits, as_visit, seeded
-from jepa_lightning.data.samples import Sample, Samples, read_image
+from jepa_lightning.data.samples import Sample, Samples, as_labels, read_image
 
 
 class VideoBatch(NamedTuple):
@@ -74,11 +74,8 @@ class Clips(Dataset[tuple[VideoBatch | Tensor, dict[str, str], int]]):
         video = torch.stack(clips).transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         video.mul_(self.scale).sub_(self.shift)
         read = len(keys) + len(faulty)
-        if None not in labels:
-            return VideoBatch(video, torch.tensor(labels)), faulty, read
-        if any(label is not None for label in labels):
-            raise RuntimeError("some of the videos in a batch have labels and others none: label all of them, or none.")
-        return video, faulty, read
+        known = as_labels(labels, "videos")
+        return video if known is None else VideoBatch(video, known), faulty, read
 
     def _sample(self, visit: Visit, faulty: dict[str, str]) -> list[tuple[Tensor, int | None]]:
         num_frames = self.num_frames[(visit.batch or 0) % len(self.num_frames)]

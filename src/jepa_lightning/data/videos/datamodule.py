@@ -191,6 +191,7 @@ class VideoDataModule(FilesDataModule):
                 self.std,
                 Faults("videos", self.max_faulty, len(source) if isinstance(source, Listed) else math.inf),
             )
+        self.check_found(stage)
 
     def _open(self, role: str) -> Samples | None:
         if self.dataset == "shards":
@@ -215,6 +216,10 @@ class VideoDataModule(FilesDataModule):
                 f"batch_size={self.batch_size} for each of the lengths num_frames={self.num_frames} on {ranks} ranks, "
                 "and incomplete batches are dropped: give a smaller batch_size."
             )
+
+    def largest_batch(self, samples: int) -> int:
+        """The largest batch that so many training videos make on each rank for every length of clips."""
+        return super().largest_batch(samples) // len(self.num_frames)
 
     def order(self, samples: Any) -> Order:
         """A function of the seed and the epoch, in batches that go through the lengths of clips."""
