@@ -150,23 +150,28 @@ def test_patches_of_no_whole_number(size: tuple[int, int], grid: tuple[int, int]
 def test_tokens_and_their_classes(
     source: Any, image_size: tuple[int, int], map_size: tuple[int, int], tmp_path: Path
 ) -> None:
-    """The bank holds all tokens (or patches) of the images in their order, each with its patch's most frequent class.
+    """A probe is fitted to all tokens (or patches) of the images in their order, with their patches' commonest classes.
 
     Maps may have another resolution than the images.
     """
     images, grid = random_images(6, image_size), (image_size[0] // 4, image_size[1] // 4)
     maps = torch.randint(0, 5, (6, *map_size), generator=Generator().manual_seed(0))
-    record, probe = Record(), KNNProbe(source=source)
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, probe])
+    fitted: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(KNNProbe):
+        def fit(self, trainer: Any, pl_module: Any, inputs: Tensor, labels: Tensor) -> None:
+            fitted.append((inputs, labels))
+
+    record = Record()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, Watched(source=source)])
     trainer.fit(tiny(image_size=list(image_size)), loader(TensorDataset(images, maps), 4))
-    bank, number = probe.state_dict(), 6 * grid[0] * grid[1]
-    assert bank["next"] == number
-    assert bank["labels"][:number].tolist() == classes_of(maps, grid)
+    inputs, labels = map(torch.cat, zip(*fitted, strict=True))
+    assert labels.tolist() == classes_of(maps, grid)
     if source == "features":
         expected = tokens_of(record.train)
     else:
         expected = torch.stack([patch.flatten() for image in images for patch in cut(image, grid)])
-    assert torch.equal(bank["inputs"][:number], expected)
+    assert torch.equal(inputs, expected)
 
 
 @pytest.mark.parametrize("probe", [LinearProbe(4), KNNProbe("mine", source="observation")])
