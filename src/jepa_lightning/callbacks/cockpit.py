@@ -155,7 +155,7 @@ def draw_curves(curves: dict[str, dict[int, float]]) -> Figure:
             tags = [tag for tag in curves if any(re.match(pattern, tag) for pattern in patterns)]
             plots += [(title, tags)] if tags else []
     rows = -(-len(plots) // 2)
-    figure = Figure(figsize=(14, 3 * max(1, rows)), layout="constrained")
+    figure = Figure(figsize=(14, 3 * max(1, rows)), dpi=70, layout="constrained")
     for place, (title, tags) in enumerate(plots, start=1):
         axes = figure.add_subplot(rows, 2, place)
         axes.set_title(title, fontsize=10)
