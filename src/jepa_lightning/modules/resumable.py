@@ -1,30 +1,39 @@
-"""What Lightning's checkpoints leave out of a training that is to go on as if it had not been interrupted."""
+"""Where a training starts from, and what its checkpoints hold, so that it goes on as if it had not been interrupted."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from jepa_lightning.checkpoints import start_from
 from jepa_lightning.checkpoints.plain import plain
 from jepa_lightning.checkpoints.reading import uncompiled
+from jepa_lightning.errors import differences
 
 
 class ResumableModule(pl.LightningModule):
-    """Has random states and accumulated gradients in its checkpoints, beside what Lightning keeps.
+    """Starts from given weights, and has random states and accumulated gradients in its checkpoints.
 
     Gradients of batches that count by weights are accumulated by these: see `weigh`.
     """
+
+    trainer: Any
+    weights: Any = None  # what the training starts from
 
     def __init__(self) -> None:
         super().__init__()
         self._generators: dict[str, Tensor] = {}  # states to go on with
         self._gradients: dict[str, Tensor] = {}  # accumulated ones to go on with
         self._weight = torch.zeros(())  # of the batches that they are accumulated from
+        self._has_weights = False  # whether others than the first ones: started from, trained, or loaded
 
     def weigh(self, loss: Tensor, weight: Tensor, batch_idx: int) -> Tensor:
         """Let a batch count by its weight among those whose gradients are accumulated.
@@ -94,3 +103,58 @@ class ResumableModule(pl.LightningModule):
             parameter = self.get_parameter(name)
             parameter.grad = gradient.to(parameter.device)
         self._generators, self._gradients = {}, {}
+
+    def on_fit_start(self) -> None:
+        """Start from `weights`, unless a checkpoint of this run is being resumed.
+
+        Raises:
+            TypeError: options or states that the run's checkpoints could not hold.
+        """
+        # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        self._has_weights = False
+        self._start()
+        for callback in self.trainer.callbacks:
+            plain(callback.state_dict(), f"the state of {type(callback).__name__}")
+        for owner in (self, self.trainer.datamodule):
+            if owner is not None:
+                plain(dict(owner.hparams), type(owner).__name__)
+
+    def on_validation_start(self) -> None:
+        """Start from `weights`, where the Trainer does nothing but validate."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._start()
+
+    def on_test_start(self) -> None:
+        """Start from `weights`."""
+        self._start()
+
+    def on_predict_start(self) -> None:
+        """Start from `weights`."""
+        self._start()
+
+    def _start(self) -> None:
+        if self.weights is None or self._has_weights or self.trainer.ckpt_path is not None:
+            return
+        self._has_weights = True
+        if anew := start_from(self, self.weights):
+            rank_zero_warn(f"{self.weights} holds no weights for {', '.join(anew)}: these start anew")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load the weights of a checkpoint.
+
+        Raises:
+            ValueError: weights of another method, or of networks of other sizes.
+        """
+        self._has_weights = True
+        own = {uncompiled(name): name for name in self.state_dict()}  # whichever networks are compiled, here and there
+        state_dict = {own.get(uncompiled(name), name): value for name, value in state_dict.items()}
+        try:
+            return super().load_state_dict(state_dict, *args, **options)
+        except RuntimeError as error:
+            raise ValueError(
+                f"these are not the weights of this {type(self).__name__}: "
+                f"{differences(self.state_dict(), state_dict)}. Give it the options that they were trained with "
+                "(config.yaml in the folder of their run), or start a new training from the networks that both have by "
+                "--model.weights"
+            ) from error

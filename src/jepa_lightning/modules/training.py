@@ -1,28 +1,22 @@
-"""What a training of any method is beside its method: optimiser, schedules, teachers' callback, sharding, weights."""
+"""What a training of any method is beside its method: optimiser, schedules, teachers' callback, sharding."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from jepa_lightning.callbacks.guard import GradientGuard
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
-from jepa_lightning.checkpoints import start_from
-from jepa_lightning.checkpoints.plain import plain
-from jepa_lightning.checkpoints.reading import uncompiled
 from jepa_lightning.clock import clock
 from jepa_lightning.draws import Rng
-from jepa_lightning.errors import differences, unknown_options
+from jepa_lightning.errors import unknown_options
 from jepa_lightning.modules.resumable import ResumableModule
 from jepa_lightning.networks.sharding import recompute_activations, shard
 from jepa_lightning.schedules import ScheduledOptions, cosine, warmup_cosine
@@ -97,7 +91,6 @@ class TrainingModule(ResumableModule):
         # Not of `hparams`, where a method has no such options of its own.
         self.stretch, self.weights, self.recompute_activations = stretch, weights, recompute_activations
         self._seed: int | None = None
-        self._has_weights = False  # whether others than the first ones: started from, trained, or loaded
 
     def teachers(self) -> list[Teacher]:
         """The networks that follow others; `EMATargetEncoder` moves them."""
@@ -212,58 +205,6 @@ class TrainingModule(ResumableModule):
             )
         shard(self, self.device_mesh["data_parallel"])
 
-    def on_fit_start(self) -> None:
-        """Start from `weights`, unless a checkpoint of this run is being resumed.
-
-        Raises:
-            TypeError: options or states that the run's checkpoints could not hold.
-        """
-        # Lightning warns of modules in evaluation mode; of a teacher that is how it should be.
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        self._has_weights = False
-        self._start()
-        for callback in self.trainer.callbacks:
-            plain(callback.state_dict(), f"the state of {type(callback).__name__}")
-        for owner in (self, self.trainer.datamodule):
-            if owner is not None:
-                plain(dict(owner.hparams), type(owner).__name__)
-
-    def on_validation_start(self) -> None:
-        """Start from `weights`, where the Trainer does nothing but validate."""
-        if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._start()
-
-    def on_test_start(self) -> None:
-        """Start from `weights`."""
-        self._start()
-
-    def on_predict_start(self) -> None:
-        """Start from `weights`."""
-        self._start()
-
     def _start(self) -> None:
         self._seed = None  # that of an earlier run
-        if self.weights is None or self._has_weights or self.trainer.ckpt_path is not None:
-            return
-        self._has_weights = True
-        if anew := start_from(self, self.weights):
-            rank_zero_warn(f"{self.weights} holds no weights for {', '.join(anew)}: these start anew")
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """Load the weights of a checkpoint.
-
-        Raises:
-            ValueError: weights of another method, or of networks of other sizes.
-        """
-        self._has_weights = True
-        own = {uncompiled(name): name for name in self.state_dict()}  # whichever networks are compiled, here and there
-        state_dict = {own.get(uncompiled(name), name): value for name, value in state_dict.items()}
-        try:
-            return super().load_state_dict(state_dict, *args, **options)
-        except RuntimeError as error:
-            raise ValueError(
-                f"these are not the weights of this {type(self).__name__}: "
-                f"{differences(self.state_dict(), state_dict)}. Give it the options that they were trained with "
-                "(config.yaml in the folder of their run), or start a new training from the networks that both have by "
-                "--model.weights"
-            ) from error
+        super()._start()
