@@ -29,7 +29,7 @@ _SMALL = (0.11, 0.15)  # radii of the smaller shapes, in units of the image's sh
 _MAX_SPIN = 32  # of 1024 parts of a turn, a frame
 
 
-class Scene(NamedTuple):
+class MovingScene(NamedTuple):
     """What is painted: slot 0 is the subject, then come the smaller shapes. Lengths are in pixels."""
 
     direction: Ints  # [B], of the subject's motion, an index into DIRECTIONS
@@ -48,7 +48,7 @@ class Scene(NamedTuple):
     texture: Floats  # [B, 3, 9, 9], the background's colours on a coarse grid
 
 
-def lay_out(draws: Streams, num_frames: int, height: int, width: int) -> Scene:
+def lay_out(draws: Streams, num_frames: int, height: int, width: int) -> MovingScene:
     """Draw up one scene for each stream."""
     batch, side, slots = len(draws.keys), np.float32(min(height, width)), 1 + _NUM_SMALL
     size = np.array([width, height], np.float32)
@@ -91,7 +91,7 @@ def lay_out(draws: Streams, num_frames: int, height: int, width: int) -> Scene:
     spin = choose(2 * _MAX_SPIN + 1, slots) - _MAX_SPIN
     angle = choose(len(HEADINGS), slots)[..., None] + spin[..., None] * time
     ground = draw_ground(draws)
-    return Scene(
+    return MovingScene(
         direction=direction[:, 0],
         speed=speed[:, 0],
         kind=choose(len(KINDS), slots),
@@ -115,7 +115,7 @@ def _wave(cycles: Floats) -> Floats:
     return cycles * (8 * np.abs(cycles) - 4)
 
 
-def _draw(scene: Scene, slots: slice, dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
+def _draw(scene: MovingScene, slots: slice, dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
     """Draw the shapes in N slots at the places dx `[B, N, T, W]` and dy `[B, N, T, H]` from their centres.
 
     Returns:
@@ -139,7 +139,7 @@ def _draw(scene: Scene, slots: slice, dx: Floats, dy: Floats) -> tuple[Floats, F
     return cover, second
 
 
-def paint(scene: Scene, draws: Streams, height: int, width: int) -> NDArray[np.uint8]:
+def paint(scene: MovingScene, draws: Streams, height: int, width: int) -> NDArray[np.uint8]:
     """Paint a scene: clips `[B, T, 3, H, W]`."""
     batch, _, frames, _ = scene.centre.shape
     x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32) + 0.5

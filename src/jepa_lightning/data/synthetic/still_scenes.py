@@ -29,7 +29,7 @@ _NUM_CLUTTER = 1
 _STROKE, _BLOB = len(KINDS), len(KINDS) + 1
 
 
-class Scene(NamedTuple):
+class StillScene(NamedTuple):
     """What is painted: slot 0 is the subject, then come the other shapes, then the clutter. Lengths are in pixels."""
 
     kind: Ints  # [B, S], or ABSENT
@@ -51,7 +51,7 @@ def _choose(candidates: Floats, score: Floats, enough: float) -> Floats:
     return candidates[np.arange(len(best)), best]
 
 
-def lay_out(draws: Streams, height: int, width: int) -> Scene:
+def lay_out(draws: Streams, height: int, width: int) -> StillScene:
     """Draw up one scene for each stream."""
     batch, side, slots = len(draws.keys), np.float32(min(height, width)), MAX_COUNT + _NUM_CLUTTER
     count = (draws.uniform(1) * MAX_COUNT).astype(np.int64) + 1
@@ -86,7 +86,7 @@ def lay_out(draws: Streams, height: int, width: int) -> Scene:
     ground = draw_ground(draws)
     colour = draw_colours(draws, slots, patterned=MAX_COUNT)
     texture = draw_texture(draws, ground)
-    return Scene(
+    return StillScene(
         kind=np.concatenate([kind, clutter], 1),
         square=(draws.uniform(slots) * 2).astype(np.int64),
         centre=centre * side,
@@ -101,7 +101,7 @@ def lay_out(draws: Streams, height: int, width: int) -> Scene:
     )
 
 
-def paint(scene: Scene, draws: Streams, height: int, width: int) -> tuple[NDArray[np.uint8], Ints]:
+def paint(scene: StillScene, draws: Streams, height: int, width: int) -> tuple[NDArray[np.uint8], Ints]:
     """Paint a scene: images `[B, 3, H, W]` and segmentations `[B, H, W]`."""
     batch, slots = scene.kind.shape
     cover = np.zeros((slots, batch, 1, height, width), np.float32)
