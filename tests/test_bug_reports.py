@@ -24,12 +24,20 @@ from torch.utils.data import DataLoader
 
 from jepa_lightning import IJEPA, ImageDataModule, ShapesDataModule, VideoDataModule, load_encoder, save_for_timm
 from jepa_lightning import save_for_transformers as save_for_hub
-from jepa_lightning.callbacks import CollapseMonitor, GradientGuard, KNNProbe, LinearProbe, RegressionProbe
+from jepa_lightning.callbacks import (
+    CollapseMonitor,
+    EMATargetEncoder,
+    GradientGuard,
+    KNNProbe,
+    LinearProbe,
+    RegressionProbe,
+)
 from jepa_lightning.checkpoints import SafeCheckpointIO
 from jepa_lightning.checkpoints.plain import plain
 from jepa_lightning.cli import main
 from jepa_lightning.data.faults import UnreadableError
 from jepa_lightning.data.samples import Sample, read_image
+from jepa_lightning.masking import MultiBlockMasking
 from jepa_lightning.networks import TimmEncoder, VisionTransformer
 
 MODEL = ["--model=IJEPA", *(f"--model.{name}={value}" for name, value in TINY.items())]
@@ -566,3 +574,36 @@ def test_checkpoints_of_a_run_hold_no_more_than_it_needs(tmp_path: Path) -> None
     numbers = sum(parameter.numel() for parameter in module.parameters())
     (file,) = tmp_path.glob("*.ckpt")
     assert file.stat().st_size < 4 * numbers * 4 + 100_000  # weights, two moments, and names
+
+
+# --- What is given is used or refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: MultiBlockMasking(official=True, context_tokens=6), "context_tokens=6"),
+        (lambda: MultiBlockMasking(min_keep=4), "min_keep=4"),
+        (lambda: EMATargetEncoder(stretch=1.5), r"stretch=1\.5"),
+    ],
+)
+def test_options_that_nothing_would_read(make: Callable[[], Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+def test_a_teacher_callback_without_a_teacher(tmp_path: Path) -> None:
+    base, options = METHODS["LeJEPA"]
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[EMATargetEncoder((0.9, 1.0))])
+    with pytest.raises(ValueError, match="LeJEPA names no teachers"):
+        trainer.fit(base(**options), loader(random_images(8)))
+
+
+def test_a_monitor_that_would_never_read(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"every_n_steps=9 .* has 2"):
+        quiet_trainer(tmp_path, max_epochs=1, callbacks=[CollapseMonitor(9)]).fit(tiny(), loader(random_images(16)))
+
+
+def test_sizes_of_numpy_are_numbers() -> None:
+    module = tiny(image_size=np.int64(16), depth=np.int32(1))
+    assert (module.hparams.image_size, type(module.hparams.depth), module.grid) == (16, int, (4, 4))

@@ -97,6 +97,15 @@ class CollapseMonitor(RememberingCallback):
         self._told = False
         self._first_ranks: dict[str, float] = {}  # by branch
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of a training that ends before the first reading."""
+        batches = clock(trainer).total * trainer.accumulate_grad_batches
+        if batches < self.every_n_steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"CollapseMonitor takes no reading: every_n_steps={self.every_n_steps} and this training has {batches} "
+                "batches; give a smaller number, or nobody minds a collapse"
+            )
+
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Add up this step's images; at the end of an interval, log."""

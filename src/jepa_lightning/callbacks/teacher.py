@@ -42,7 +42,7 @@ class EMATargetEncoder(pl.Callback):
         stretch: the line is laid out for that many times the training's steps, and cut off at its end.
 
     Raises:
-        ValueError: a momentum outside [0, 1].
+        ValueError: a momentum outside [0, 1], or a stretch without one.
 
     Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
     """
@@ -50,6 +50,8 @@ class EMATargetEncoder(pl.Callback):
     def __init__(self, momentum: tuple[float, float] | None = None, stretch: float = 1.0) -> None:
         if momentum is not None and not all(0 <= value <= 1 for value in momentum):
             raise ValueError(f"momentum must lie in [0, 1] at start and end, got {tuple(momentum)}")
+        if momentum is None and stretch != 1.0:
+            raise ValueError(f"stretch={stretch} stretches the line of a momentum: give one, or none of the two")
         self.momentum = momentum
         self.stretch = stretch
         self._last_step = 0
@@ -58,8 +60,10 @@ class EMATargetEncoder(pl.Callback):
         """Refuse a half-precision teacher: with τ near one its updates would all round to nothing.
 
         Raises:
-            ValueError: such a teacher, or one that is its student, or not like it.
+            ValueError: such a teacher, or one that is its student, or not like it; or no teacher at all.
         """
+        if not students_and_teachers(pl_module):
+            raise ValueError(f"EMATargetEncoder has nothing to move: {type(pl_module).__name__} names no teachers()")
         for (student, teacher), names in zip(students_and_teachers(pl_module), pl_module.teachers(), strict=True):
             shapes = [[value.shape for value in network.parameters()] for network in (student, teacher)]
             if student is teacher or shapes[0] != shapes[1]:

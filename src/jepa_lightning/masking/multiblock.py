@@ -38,7 +38,7 @@ class MultiBlockMasking:
         official: reproduce the official sampler.
 
     Raises:
-        ValueError: a range that is empty or leaves (0, 1], or no target at all.
+        ValueError: a range that is empty or leaves (0, 1], no target at all, or an option that would not be used.
 
     Source: I-JEPA (arXiv 2301.08243), section 3 and appendix A.1.
 
@@ -65,6 +65,11 @@ class MultiBlockMasking:
             raise ValueError(f"target_aspect must be a range of positive numbers, got {tuple(target_aspect)}")
         if num_targets < 1:
             raise ValueError(f"num_targets must be at least 1, got {num_targets}")
+        unused = {"context_tokens": context_tokens, "target_tokens": target_tokens} if official else {}
+        if given := [f"{name}={value}" for name, value in unused.items() if value is not None]:
+            raise ValueError(f"the official sampler has no fixed numbers of tokens: leave out {', '.join(given)}")
+        if not official and min_keep != 10:
+            raise ValueError(f"min_keep={min_keep} is an option of the official sampler: give context_tokens instead")
         self.num_targets = num_targets
         self.target_scale = target_scale
         self.target_aspect = target_aspect

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -14,6 +16,7 @@ from torch import nn
 
 from jepa_lightning.callbacks.guard import GradientGuard
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
+from jepa_lightning.checkpoints.plain import plain
 from jepa_lightning.clock import clock
 from jepa_lightning.draws import Rng
 from jepa_lightning.errors import unknown_options
@@ -88,6 +91,10 @@ class TrainingModule(ResumableModule):
             if not all(0 <= value < math.inf for value in values):
                 raise ValueError(f"{name} must not be negative, got {', '.join(map(str, values))}")
         self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            with suppress(TypeError):  # what has no plain form is refused when a training starts
+                self.hparams[name] = plain(value, name)
+        self._hparams_initial = copy.deepcopy(self.hparams)
         # Not of `hparams`, where a method has no such options of its own.
         self.stretch, self.weights, self.recompute_activations = stretch, weights, recompute_activations
         self._seed: int | None = None
