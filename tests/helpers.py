@@ -249,7 +249,7 @@ def plain(name: str, **options: Any) -> Any:
     """A method with plain steps, and with weights so large that everything has an effect."""
     case = CASES[name]
     torch.manual_seed(0)
-    return eager(type(case.method.__name__, (PlainSteps, case.method), {})(**case.options | options))
+    return eager(type(f"Plain{case.method.__name__}", (PlainSteps, case.method), {})(**case.options | options))
 
 
 def observations(name: str, number: int = 16) -> Tensor:
