@@ -93,24 +93,24 @@ def evaluate(
     first, reads = next(iter(split.val_dataloader())), () if isinstance(encoder, str) else encoder.reads
     if not batches.labels(first, reads):
         raise ValueError(f"the batches of {type(data).__name__} have no labels to be read off the features")
+    width: Width | None = None
     with _quiet():
         device = pl.Trainer(accelerator=accelerator, devices=1, logger=False).strategy.root_device
         if isinstance(encoder, str):
             example = batches.observations(first)[0]
-            readers, grid, options = readers_of_checkpoint(encoder, example, device, encoder_options)
+            readers, width = readers_of_checkpoint(encoder, example, device, encoder_options)
         else:
             readers = [partial(features_of_module, each.to(device).eval()) for each in (encoder, built_anew(encoder))]
-            grid, options = (), {}
         parts = {
             "train": encode(readers, split.train_dataloader(), reads, device, num_train),
             "val": encode(readers, split.val_dataloader(), reads, device, num_train),
             "test": encode(readers, split.test_dataloader(), reads, device),
         }
-        probed = encoder if isinstance(encoder, str) else Width(parts["test"][0].pooled.shape[-1])
+        width = width or Width(parts["test"][0].pooled.shape[-1])
         readings = []
         for label, answers in parts["test"][0].labels.items():
             classes = 1 + max(int(each[0].labels[label].nan_to_num().max()) for each in parts.values())
-            for plan in _plans(probed, options, grid, parts["train"][0], label, classes):
+            for plan in _plans(width, parts["train"][0], label, classes):
                 probe, baseline = plan.build(), plan.build()
                 value = _score(probe, _samples(parts, 0, plan, label), steps, accelerator)
                 untrained = _score(baseline, _samples(parts, 1, plan, label), steps, accelerator)
@@ -129,9 +129,7 @@ def evaluate(
         return readings
 
 
-def _plans(
-    encoder: str | Width, options: dict[str, Any], grid: tuple[int, ...], train: Encoded, label: str, classes: int
-) -> Iterator[_Plan]:
+def _plans(encoder: Width, train: Encoded, label: str, classes: int) -> Iterator[_Plan]:
     """The probes that suit a label: one class a sample, a map of classes, or numbers; others have none."""
     known, layers = train.labels[label], sorted({1, train.pooled.shape[1]})
     everything = torch.arange(len(known))
@@ -139,24 +137,24 @@ def _plans(
         # Of several objects, those that every sample has: numbers that some lack are NaN.
         count = int(known.reshape(len(known), -1).isfinite().all(0).cumprod(0).sum())
         if count:
-            build = partial(RegressionEvaluation, encoder, count, layers=layers, encoder_options=options)
+            build = partial(RegressionEvaluation, encoder, count, layers=layers)
             yield _Plan("regression", build, "pooled", everything)
         return
-    if known.ndim == 3 and len(grid) == 2:
-        segmentation = partial(SegmentationEvaluation, encoder, classes, encoder_options=options)
+    if known.ndim == 3 and len(encoder.grid) == 2:
+        segmentation = partial(SegmentationEvaluation, encoder, classes)
         yield _Plan("segmentation", segmentation, "tokens", everything)
     if known.ndim != 1 or classes < 2:
         return
     labelled = everything[known != UNLABELLED]
     adamw: dict[str, Any] = {"optimizer": "adamw", "lrs": [1e-3, 1e-2]}
-    linear = partial(LinearEvaluation, encoder, classes, layers=layers, **adamw, encoder_options=options)
+    linear = partial(LinearEvaluation, encoder, classes, layers=layers, **adamw)
     for name, few in (("linear", {}), ("linear, 1 %", {"fraction": 0.01}), ("linear, 10 shots", {"shots": 10})):
         yield _Plan(name, linear, "pooled", choose(known, Generator().manual_seed(0), **few)[0])
     rates: dict[str, Any] = {"lrs": [3e-4, 1e-3], "weight_decays": [0.01]}
-    attentive = partial(AttentiveEvaluation, encoder, classes, depth=1, **rates, encoder_options=options)
+    attentive = partial(AttentiveEvaluation, encoder, classes, depth=1, **rates)
     if train.tokens is not None:
         yield _Plan("attentive", attentive, "tokens", labelled)
-    yield _Plan("kNN", partial(KNNEvaluation, encoder, classes, encoder_options=options), "pooled", labelled)
+    yield _Plan("kNN", partial(KNNEvaluation, encoder, classes), "pooled", labelled)
 
 
 def _samples(parts: dict[str, list[Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:

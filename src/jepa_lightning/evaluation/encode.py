@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from jepa_lightning import batches
 from jepa_lightning.checkpoints import read_networks
-from jepa_lightning.evaluation.probe import FrozenEncoder
+from jepa_lightning.evaluation.probe import FrozenEncoder, Width
 from jepa_lightning.networks import build_network
 
 
@@ -40,19 +41,21 @@ Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 def readers_of_checkpoint(
     path: str, observation: Tensor, device: torch.device, given: dict[str, Any] | None
-) -> tuple[list[Reader], tuple[int, ...], dict[str, Any]]:
-    """Readers of a checkpoint's encoder and of the same untrained, their token grid, and options of `load_encoder`."""
+) -> tuple[list[Reader], Width]:
+    """Readers of a checkpoint's encoder and of the same untrained, and what their features are like."""
     options, size, configuration = dict(given or {}), observation.shape[2:], read_networks(path).options.get("encoder")
     if configuration is None:  # then the sizes are those of the data
         options = {"image_size": list(size[-2:])} | ({"num_frames": size[0]} if len(size) == 3 else {}) | options
-    trained, untrained = (FrozenEncoder(path, 1, options) for _ in range(2))
+    trained = FrozenEncoder(path, 1, options)
+    untrained = copy.deepcopy(trained)
     if configuration is None:
         untrained.encoder.init_weights()
     else:
         untrained.encoder = build_network(configuration).eval()
     for each in (trained, untrained):
         each.layers = min(4, each.depth)
-    return [partial(_encoder_features, each.to(device)) for each in (trained, untrained)], trained.grid, options
+    width = Width(trained.embed_dim, trained.grid, trained.num_heads)
+    return [partial(_encoder_features, each.to(device)) for each in (trained, untrained)], width
 
 
 def _encoder_features(encoder: FrozenEncoder, batch: Any) -> tuple[Tensor, Tensor]:

@@ -57,14 +57,17 @@ class FrozenEncoder(nn.Module):
 
 
 class Width(nn.Module):
-    """In place of the encoder of a probe whose features are computed before: it only says how wide they are."""
+    """In place of the encoder of a probe whose features are computed before: it only says what these are like.
 
-    num_heads: int | None = None
-    grid: tuple[int, ...] = ()
+    Args:
+        embed_dim: width of the features.
+        grid: of the tokens, if there are any.
+        num_heads: of the encoder, if it has any.
+    """
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, grid: tuple[int, ...] = (), num_heads: int | None = None) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
+        self.embed_dim, self.grid, self.num_heads = embed_dim, grid, num_heads
 
 
 class Features(NamedTuple):

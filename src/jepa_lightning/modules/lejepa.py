@@ -88,8 +88,9 @@ class LeJEPA(JEPA):
     ) -> None:
         if not 0 <= sigreg_weight <= 1:
             raise ValueError(f"sigreg_weight must lie in [0, 1], got {sigreg_weight}")
-        if num_local and any(side % patch for side, patch in zip(pair(local_size), pair(patch_size), strict=True)):
-            raise ValueError(f"local_size must be a multiple of patch_size={patch_size}, got {local_size}")
+        sides = zip(pair(local_size), pair(patch_size), strict=True)
+        if num_local and any(side < 1 or side % patch for side, patch in sides):
+            raise ValueError(f"local_size must be a positive multiple of patch_size={patch_size}, got {local_size}")
         super().__init__(
             lr=lr,
             start_lr=start_lr,
