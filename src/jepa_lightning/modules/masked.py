@@ -128,19 +128,19 @@ class MaskedJEPA(JEPA):
         """Which tokens of its observations there are, BoolTensor `[B, N]`; all, None, where lengths are the same."""
         return None
 
-    def on_fit_start(self) -> None:
-        """Try whether an encoder of another kind hides what it is told to; ours do by construction.
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Try at the first batch whether an encoder of another kind hides what it is told to; ours do by construction.
 
         Raises:
             ValueError: an encoder that does not.
         """
-        super().on_fit_start()
-        encoder, shape = self.context_encoder, self.example().shape
-        encoder = getattr(encoder, "_orig_mod", encoder)  # what a compiled one is made of
-        if isinstance(encoder, Transformer) or len(shape) != 2 + len(self.grid):
+        super().on_train_batch_start(batch, batch_idx)
+        encoder = getattr(self.context_encoder, "_orig_mod", self.context_encoder)  # what a compiled one was made of
+        observation = self.observations(batch)[0][:1]
+        if batch_idx or isinstance(encoder, Transformer) or observation.ndim != 2 + len(self.grid):
             return
         training = encoder.training
-        check_hiding(encoder.eval(), torch.empty(shape, device=self.device), self.grid, type(encoder).__name__)
+        check_hiding(encoder.eval(), observation, self.grid_of(observation), type(encoder).__name__)
         encoder.train(training)
 
     def draw(self, batch: Any, rng: Rng) -> Any:

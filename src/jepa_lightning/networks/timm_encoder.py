@@ -49,7 +49,7 @@ class TimmEncoder(nn.Module):
         self.embed_dim: int = vit.embed_dim
         self.depth, self.num_heads = len(blocks), blocks[0].attn.num_heads
         self.image_size = tuple(image_size)
-        example = torch.empty(1, in_channels, *self.image_size)
+        example = torch.zeros(1, in_channels, *self.image_size)
         check_hiding(self._embed, example, self.grid_of(example), f"timm's {name!r}")
 
     def _embed(self, x: Tensor, indices: Tensor | None) -> Tensor:
