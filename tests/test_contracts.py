@@ -73,6 +73,7 @@ def probes(name: str) -> list[pl.Callback]:
 # --- Watching --------------------------------------------------------------------------------------------------------
 
 
+# Two to three seconds each: every callback draws its pictures and curves, twice.
 @pytest.mark.parametrize("name", CASES)
 def test_all_that_watches(name: str, tmp_path: Path) -> None:
     """Monitor, probes and cockpit tell of every embedding and prediction, and nothing is trained otherwise for them."""

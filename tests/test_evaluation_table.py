@@ -158,6 +158,7 @@ def test_an_official_file_that_does_not_tell_its_heads() -> None:
         evaluate(str(GOLDEN / "checkpoint.pth.tar"), data, steps=2, accelerator="cpu")
 
 
+# Two seconds: a table is a dozen of fits, and there are two.
 def test_a_seed_gives_the_same_table(folder: Path) -> None:
     def read(seed: int) -> list[Reading]:
         torch.manual_seed(seed)
@@ -232,6 +233,7 @@ class Odd(pl.LightningDataModule):
         return DataLoader(Samples(60, 120), 20)
 
 
+# Two seconds: each kind of label has fits of its own.
 def test_labels_of_any_kind(folder: Path) -> None:
     """Missing ones do not count, classes may be in the test data alone, and what no probe reads has no line."""
     lines = evaluate(str(folder / "images.ckpt"), Odd(), steps=3, accelerator="cpu")
