@@ -154,16 +154,16 @@ def draw_curves(curves: dict[str, dict[int, float]]) -> Figure:
         for title, (_, patterns) in charts.items():
             tags = [tag for tag in curves if any(re.match(pattern, tag) for pattern in patterns)]
             plots += [(title, tags)] if tags else []
-    rows = -(-len(plots) // 2)
-    figure = Figure(figsize=(14, 3 * max(1, rows)), dpi=70, layout="constrained")
+    figure = Figure(figsize=(5, 2 * max(1, len(plots))), layout="constrained")  # as wide as TensorBoard's cards show it
     for place, (title, tags) in enumerate(plots, start=1):
-        axes = figure.add_subplot(rows, 2, place)
-        axes.set_title(title, fontsize=10)
+        axes = figure.add_subplot(len(plots), 1, place)
+        axes.set_title(title, fontsize=8, loc="left")
+        axes.tick_params(labelsize=7)
         # Names from top to bottom as the lines end.
         for tag in sorted(tags, key=lambda tag: curves[tag][max(curves[tag])], reverse=True):
             steps, values = zip(*sorted(curves[tag].items()), strict=True)
             axes.plot(steps, values, marker=".", label=tag.split("/", 1)[-1].removesuffix("/accuracy"))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return figure
 
 
