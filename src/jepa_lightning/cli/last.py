@@ -22,7 +22,7 @@ def last_checkpoint(config: Any) -> str:
         FileNotFoundError: there is none.
     """
     places = _places(config)
-    found = {path for root, pattern in places for path in root.glob(pattern)}
+    found = {path for root, pattern in places for path in root.glob(pattern) if path.exists()}
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if path.is_dir() or zipfile.is_zipfile(path):  # sharded ones are folders; a zip file's table is its end
             return str(path)

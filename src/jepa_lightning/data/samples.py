@@ -1,5 +1,6 @@
 """The samples of a split: files, members of shards, or what could not be read, and others to take in their places."""
 
+import struct
 from collections.abc import Iterator, Sequence, Sized
 from io import BytesIO
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -83,7 +84,14 @@ def read_image(sample: Sample) -> Tensor:
     try:
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
             return pixels(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:  # Pillow's
         raise UnreadableError(str(error)) from error
 
 

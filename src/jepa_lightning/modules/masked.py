@@ -136,8 +136,10 @@ class MaskedJEPA(JEPA):
         """
         super().on_train_batch_start(batch, batch_idx)
         encoder = getattr(self.context_encoder, "_orig_mod", self.context_encoder)  # what a compiled one was made of
+        if batch_idx or isinstance(encoder, Transformer):
+            return
         observation = self.observations(batch)[0][:1]
-        if batch_idx or isinstance(encoder, Transformer) or observation.ndim != 2 + len(self.grid):
+        if observation.ndim != 2 + len(self.grid):
             return
         training = encoder.training
         check_hiding(encoder.eval(), observation, self.grid_of(observation), type(encoder).__name__)
