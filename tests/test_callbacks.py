@@ -92,6 +92,46 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     assert not difference(*finals)
 
 
+def test_baselines(tmp_path: Path) -> None:
+    """What the same probe reads off pixels and off a module that is not trained; of a run that is resumed, too."""
+    raw, frozen = KNNProbe("raw", "other", "observation", k=3), KNNProbe("frozen", "other", k=3)
+    still = quiet_trainer(tmp_path, max_epochs=1, callbacks=[raw, frozen])
+    still.fit(tiny(lr=0.0, start_lr=0.0, final_lr=0.0), loader(LabelledImages(64)), loader(Later(80), 16))
+    expected = {name: float(still.callback_metrics[f"probe/{name}/accuracy"]) for name in ("raw", "frozen")}
+
+    probe = KNNProbe(label="other", k=3, baselines=True)
+    trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[probe])
+    trainer.fit(tiny(lr=0.1), loader(LabelledImages(64)), loader(Later(80), 16))
+    assert probe.readings == {"raw": expected["raw"], "untrained": expected["frozen"]}
+    assert all(trainer.callback_metrics[f"probe/knn/{name}"] == value for name, value in probe.readings.items())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = KNNProbe(label="other", k=3, baselines=True)
+    trainer = quiet_trainer(tmp_path, max_epochs=3, callbacks=[again])
+    trainer.fit(tiny(), loader(LabelledImages(64)), loader(Later(80), 16), ckpt_path=tmp_path / "last.ckpt")
+    assert again.readings == probe.readings
+
+
+def test_baselines_wait_for_a_full_bank(tmp_path: Path) -> None:
+    """A validation within the first epoch does not read a bank that is still filling, as the last one would not."""
+    readings = []
+    for every in (1.0, 0.25):  # of the epoch's eight batches, of which the bank holds four
+        probe = KNNProbe(label="other", k=3, bank_size=32, baselines=True)
+        trainer = quiet_trainer(tmp_path, max_epochs=1, val_check_interval=every, callbacks=[probe, record := Record()])
+        trainer.fit(tiny(), loader(LabelledImages(64)), loader(Later(80), 16))
+        readings.append(probe.readings)
+    assert readings[0] == readings[1]
+    assert len(record.val) == 4 * 5
+    (bank, labels), (queries, truth) = (
+        [
+            torch.stack(part).numpy()
+            for part in zip(*((each.image.flatten(), each.other) for each in images), strict=True)
+        ]
+        for images in ([LabelledImages()[i] for i in range(32)], [Later()[i] for i in range(80)])
+    )
+    hits = knn_hits(bank.astype(float), labels, queries.astype(float), truth, 3, 0.07)
+    assert readings[0]["raw"] == pytest.approx(hits / 80)
+
+
 @pytest.mark.parametrize("source", ["features", "observation"])
 def test_probes_read_what_is_there(source: Any, tmp_path: Path) -> None:
     probes = [LinearProbe(4, source=source, lr=0.03), KNNProbe(source=source, k=5)]
@@ -529,7 +569,7 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def two_processes(rank: int, folder: Path) -> dict[str, Any]:
     """One of two ranks of a training: what came of it."""
     record = Record()
-    probes = [LinearProbe(4), RegressionProbe(label="other"), KNNProbe(label="other", k=3)]
+    probes = [LinearProbe(4), RegressionProbe(label="other"), KNNProbe(label="other", k=3, baselines=True)]
     module = tiny()
     pl.seed_everything(11, verbose=False)
     trainer = quiet_trainer(
@@ -569,7 +609,8 @@ def test_two_processes(tmp_path: Path) -> None:
     a, b = ranks
     assert not difference(a["module"], b["module"])
     assert not difference(a["heads"], b["heads"])
-    probed = ("probe/linear/accuracy", "probe/regression/r2", "probe/knn/accuracy")
+    probed = ("probe/linear/accuracy", "probe/regression/r2")
+    probed += tuple(f"probe/knn/{name}" for name in ("accuracy", "raw", "untrained"))
     for name in (*probed, "val/loss", *TAGS, "train/constant_loss"):
         assert a["logged"][name] == pytest.approx(b["logged"][name], rel=1e-6), name
     # The neighbours of an image are looked for in the banks of both ranks, and the hits of both count.

@@ -8,6 +8,7 @@ from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
 from jepa_lightning.callbacks.probes import AttentiveProbe, KNNProbe, LinearProbe, Probe, RegressionProbe
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
+from jepa_lightning.callbacks.threads import Threads
 from jepa_lightning.callbacks.throughput import Throughput
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "NeighbourPictures",
     "Probe",
     "RegressionProbe",
+    "Threads",
     "Throughput",
 ]

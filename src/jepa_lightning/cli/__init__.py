@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import ActionConfigFile
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -16,7 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
 
 import jepa_lightning
-from jepa_lightning.callbacks import FeatureWriter
+from jepa_lightning.callbacks import FeatureWriter, Threads
 from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.cli.last import last_checkpoint
@@ -106,6 +108,11 @@ class JEPACLI(LightningCLI):
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones are merged in")
         return parser
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """How many threads there are."""
+        of_threads = "threads on a processor; auto tries what is fastest, unless OMP_NUM_THREADS says how many"
+        parser.add_argument("--threads", type=Literal["auto"] | PositiveInt, default="auto", help=of_threads)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, with recipes looked up."""
         self.config = parser.parse_args([_find_recipe(argument) for argument in (args or sys.argv[1:])])
@@ -143,7 +150,13 @@ class JEPACLI(LightningCLI):
             root = self._get(self.config_init, "trainer.default_root_dir") or os.getcwd()
             version = SLURMEnvironment.job_id()
             options["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
-        return super().instantiate_trainer(plugins=plugins, **options)
+        trainer = super().instantiate_trainer(plugins=plugins, **options)
+        threads = self._get(self.config_init, "threads")
+        if threads != "auto":
+            torch.set_num_threads(threads)
+        elif self.subcommand == "fit" and "OMP_NUM_THREADS" not in os.environ:
+            trainer.callbacks.insert(0, Threads())  # type: ignore[attr-defined]
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the hyper-parameters in `--ckpt_path` override configs and command line without a word."""

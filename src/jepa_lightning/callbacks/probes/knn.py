@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepa_lightning.batches import UNLABELLED
 from jepa_lightning.callbacks.probes.base import Probe
+from jepa_lightning.callbacks.probes.baselines import Baselines
 
 
 def vote(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, num_classes: int) -> Tensor:
@@ -43,6 +44,9 @@ class KNNProbe(Probe):
     `exp(similarity / temperature)`. Nothing is fitted, so it cannot lag behind the encoder, and it takes any number of
     classes.
 
+    With `baselines` it also logs `raw` and `untrained`: the same vote by the raw input, and by the features of the
+    module before its first step, of which it keeps a copy until the first validation with a full bank.
+
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
         label: the field of the batch that holds the class; the first label without.
@@ -50,6 +54,10 @@ class KNNProbe(Probe):
         k: neighbours that vote (all of the bank if it holds fewer).
         temperature: of the votes, above zero.
         bank_size: training images kept on each process.
+        baselines: whether to say what an accuracy is to be compared with.
+
+    Attributes:
+        readings: the baselines by name, `raw` and `untrained`, once they are read.
 
     Raises:
         ValueError: a number out of its range.
@@ -65,6 +73,7 @@ class KNNProbe(Probe):
         k: int = 20,
         temperature: float = 0.07,
         bank_size: int = 10_000,
+        baselines: bool = False,
     ) -> None:
         super().__init__(name, label, source)
         if k < 1 or temperature <= 0 or bank_size < 1:
@@ -72,6 +81,7 @@ class KNNProbe(Probe):
         self.k = k
         self.temperature = temperature
         self.bank_size = bank_size
+        self.baselines = baselines
 
     def forget(self) -> None:
         """Be as new: without a bank."""
@@ -80,6 +90,31 @@ class KNNProbe(Probe):
         self._labels: Tensor | None = None
         self._bank_labels: Tensor | None = None
         self._next = 0
+        self.readings: dict[str, float] = {}
+        self._references: Baselines | None = None
+        self._reading = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Copy the untrained module; a training that is resumed has none.
+
+        Raises:
+            ValueError: baselines of a module that is sharded.
+        """
+        if self.baselines and not trainer.global_step:
+            if pl_module.device_mesh is not None:
+                raise ValueError(f"the probe {self.name!r}: a sharded module cannot be copied; leave baselines out")
+            self._references = Baselines(self._like, pl_module)
+
+    def _like(self, source: str) -> KNNProbe:
+        return KNNProbe(self.name, self.label, source, self.k, self.temperature, self.bank_size)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Put the batch into the bank, and into those of the baselines."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._references:
+            self._references.fit(trainer, pl_module, batch)
 
     def fit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Tensor, labels: Tensor) -> None:
         """Put the labelled images of the batch into the bank, over the oldest entries."""
@@ -94,6 +129,11 @@ class KNNProbe(Probe):
         self._next = int((self._next + len(inputs)) % self.bank_size)
 
     @property
+    def full(self) -> bool:
+        """Whether the bank holds as many images as it can."""
+        return self._labels is not None and bool((self._labels != UNLABELLED).all())
+
+    @property
     def _classes(self) -> int:
         assert self._bank_labels is not None
         return int(self._bank_labels.max()) + 1
@@ -105,6 +145,9 @@ class KNNProbe(Probe):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Collect the banks of all processes, once a validation."""
         super().on_validation_epoch_start(trainer, pl_module)
+        self._reading = self._references is not None and not trainer.sanity_checking and self._references.ready(trainer)
+        if self._references and self._reading:
+            self._references.start(trainer, pl_module)
         if self._inputs is None or self._labels is None:
             return
         width, device = self._inputs.shape[1], pl_module.device  # a checkpoint's bank lies on the CPU
@@ -117,6 +160,29 @@ class KNNProbe(Probe):
         self._mean, self._std = inputs.mean(0), inputs.std(0, correction=0) + 1e-6
         self._bank, self._bank_labels = self._normalize(inputs), labels[filled]
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the answers, and those of the baselines."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self._references and self._reading:
+            self._references.score(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the accuracy, and the baselines as lines to compare it with."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if self._references and self._reading:
+            self.readings = {name: float(value) for name, value in self._references.readings().items()}
+            self._references, self._reading = None, False
+        for name, value in self.readings.items():
+            pl_module.log(f"probe/{self.name}/{name}", value)
+
     def _normalize(self, inputs: Tensor) -> Tensor:
         return F.normalize((inputs - self._mean) / self._std, dim=1)
 
@@ -128,9 +194,11 @@ class KNNProbe(Probe):
     def state_dict(self) -> dict[str, Any]:
         """The bank; one of raw inputs fills again from the data, which would make up most of a checkpoint."""
         if self.source == "observation":
-            return {}
-        return {"inputs": self._inputs, "labels": self._labels, "next": self._next}
+            return {"readings": self.readings}
+        return {"readings": self.readings, "inputs": self._inputs, "labels": self._labels, "next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the bank of the checkpoint."""
-        self._inputs, self._labels, self._next = (state_dict[name] for name in ("inputs", "labels", "next"))
+        self.readings = state_dict.get("readings", {})
+        if "inputs" in state_dict:
+            self._inputs, self._labels, self._next = (state_dict[name] for name in ("inputs", "labels", "next"))
