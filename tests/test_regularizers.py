@@ -1,4 +1,4 @@
-"""VICReg and SIGReg against lightly, numpy and closed forms, in one process and in two; and C-JEPA.
+"""Decorrelation, VICReg and SIGReg against lightly, numpy and closed forms, in one process and two; and C-JEPA.
 
 That methods train with them, resume, and train in two processes as in one is in test_contracts.py and test_scale.py.
 """
@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TINY, in_two_processes, loader, quiet_trainer, random_images
-from lightly.loss import VICRegLoss, lejepa_loss
+from lightly.loss import BarlowTwinsLoss, VICRegLoss, lejepa_loss
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa_lightning import CJEPA, IJEPA
-from jepa_lightning.losses import SIGReg, VICReg
+from jepa_lightning.losses import Decorrelation, SIGReg, VICReg, decorrelation
 from jepa_lightning.modules.regularizer import Regularizer, Source
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -119,7 +119,7 @@ def test_vicreg_refuses_negative_coefficients(option: str) -> None:
         VICReg(**{option: -2.0})
 
 
-@pytest.mark.parametrize("loss", [lambda z: VICReg()(*z), SIGReg(16).eval()])
+@pytest.mark.parametrize("loss", [lambda z: VICReg()(*z), SIGReg(16).eval(), decorrelation])
 def test_float32_whatever_comes_in(loss: Any) -> None:
     """Under autocast and for half-precision embeddings: the bits that float32 gives."""
     z = spread(2, 64, 8)
@@ -130,6 +130,45 @@ def test_float32_whatever_comes_in(loss: Any) -> None:
     assert torch.equal(loss(z.bfloat16()), loss(z.bfloat16().float()))
     assert loss(z.bfloat16()).dtype == torch.float32
     assert not torch.equal(loss(z.bfloat16()), loss(z))  # rounding is seen
+
+
+# --- Decorrelation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (3, 12, 7), (5, 1)])
+def test_decorrelation_by_numpy(shape: tuple[int, ...]) -> None:
+    """The correlations of every pair of features; neither scale nor place of a feature counts."""
+    z = spread(*shape)
+    matrices = [np.atleast_2d(np.corrcoef(view.double().numpy().T)) for view in z.view(-1, *shape[-2:])]
+    pairs = itertools.permutations(range(shape[-1]), 2)
+    expected = sum(np.mean([matrix[i, j] ** 2 for matrix in matrices]) for i, j in pairs) / shape[-1]
+    assert float(decorrelation(z)) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    scales = torch.linspace(0.5, -3.0, shape[-1])
+    torch.testing.assert_close(decorrelation(z * scales + 5), decorrelation(z), rtol=1e-4, atol=1e-6)
+
+
+def test_decorrelation_is_the_redundancy_of_barlow_twins() -> None:
+    """lightly's loss of a view and itself, whose diagonal is one; value and gradient."""
+    mine, theirs = (spread(64, 8).requires_grad_() for _ in range(2))
+    value, expected = decorrelation(mine), BarlowTwinsLoss(lambda_param=1.0)(theirs, theirs) / 8
+    torch.testing.assert_close(value, expected, rtol=5e-4, atol=0)  # their epsilon is larger
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-2, atol=1e-5)
+
+
+def test_decorrelation_of_what_does_not_vary() -> None:
+    """Dead features and a single sample are correlated with nothing, and have finite gradients."""
+    for z in (torch.ones(6, 4), torch.ones(1, 4), torch.cat([spread(6, 3), torch.zeros(6, 1)], dim=1)):
+        z = z.requires_grad_()
+        value = decorrelation(z)
+        value.backward()
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+    assert value > 0
+    assert decorrelation(torch.ones(6, 4)) == 0
+    with pytest.raises(ValueError, match=r"N, D\].*\[5\]"):
+        decorrelation(torch.zeros(5))
 
 
 # --- SIGReg ----------------------------------------------------------------------------------------------------------
@@ -364,7 +403,7 @@ def test_without_regularizers(regularizers: Any) -> None:
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
-        ({"vicregg": {"weight": 1.0}}, ValueError, "vicregg.*vicreg, sigreg"),
+        ({"vicregg": {"weight": 1.0}}, ValueError, "vicregg.*decorrelation, sigreg, vicreg"),
         ({"sigreg": {"weight": 1.0, "source": "target"}}, ValueError, "source of sigreg.*target"),
         ({"sigreg": {"weight": 1.0, "slices": 4}}, TypeError, "slices.*num_slices"),
         ({"vicreg": {"weight": 1.0, "knots": 4}}, TypeError, "knots.*cov, projector"),
@@ -468,6 +507,8 @@ SAMPLES = {
     "sigreg": spread(2, 12, 6, seed=5),
     "vicreg, uneven": spread(1, 12, 6, seed=7),
     "sigreg, uneven": spread(2, 12, 6, seed=9),
+    "decorrelation": spread(2, 12, 6, seed=11),
+    "decorrelation, uneven": spread(1, 12, 6, seed=13),
 }
 SIZES = {name: [8, 4] if "uneven" in name else [6, 6] for name in SAMPLES}  # of the parts of the two ranks
 
@@ -478,7 +519,8 @@ def embedded(name: str, samples: Tensor, parallel: bool) -> tuple[nn.Module, Ten
     network = nn.Linear(6, 5)
     wrapped = DistributedDataParallel(network) if parallel else network
     z = wrapped(samples)
-    loss = VICReg()(*z) if name.startswith("vicreg") else SIGReg(32)(z)
+    losses = {"vicreg": lambda z: VICReg()(*z), "sigreg": SIGReg(32), "decorrelation": Decorrelation()}
+    loss = losses[name.split(",")[0]](z)
     loss.backward()
     return network, z.detach(), loss.detach()
 
@@ -517,10 +559,10 @@ def test_two_ranks_are_one_batch(name: str, ranks: list[dict[str, Any]]) -> None
         for rank in ranks:
             torch.testing.assert_close(rank[name]["gradients"][parameter], expected.grad, rtol=1e-4, atol=1e-5)
         alone = [dict(part.named_parameters())[parameter].grad for part, _, _ in parts]
-        if expected.grad.abs().max() > 1e-4:  # VICReg is blind to the bias
+        if expected.grad.abs().max() > 1e-4:  # all but SIGReg are blind to the bias
             assert (torch.stack(alone).mean(0) - expected.grad).abs().max() > 1e-3
         else:
-            assert name.startswith("vicreg")
+            assert not name.startswith("sigreg")
             assert parameter == "bias"
 
 

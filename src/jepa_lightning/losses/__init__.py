@@ -1,5 +1,6 @@
 """Distances between predicted and target embeddings, and regularisers that keep embeddings from collapsing."""
 
+from jepa_lightning.losses.decorrelation import Decorrelation, decorrelation
 from jepa_lightning.losses.distances import (
     Distance,
     token_distance,
@@ -10,9 +11,11 @@ from jepa_lightning.losses.sigreg import SIGReg, sigreg
 from jepa_lightning.losses.vicreg import VICReg, vicreg_terms
 
 __all__ = [
+    "Decorrelation",
     "Distance",
     "SIGReg",
     "VICReg",
+    "decorrelation",
     "sigreg",
     "token_distance",
     "vicreg_terms",

@@ -1,4 +1,4 @@
-"""VICReg and SIGReg as terms that can be added to the loss of any method."""
+"""Decorrelation, VICReg and SIGReg as terms that can be added to the loss of any method."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from jepa_lightning.errors import unknown_options
-from jepa_lightning.losses import SIGReg, VICReg
+from jepa_lightning.losses import Decorrelation, SIGReg, VICReg
 from jepa_lightning.losses.distributed import check_batch
 from jepa_lightning.networks.tokens import check_sizes
 from jepa_lightning.step import Latents
 
 Source = Literal["context", "context_tokens", "context_and_target", "prediction_blocks"]
-LOSSES: dict[str, Any] = {"vicreg": VICReg, "sigreg": SIGReg}
+LOSSES: dict[str, Any] = {"decorrelation": Decorrelation, "sigreg": SIGReg, "vicreg": VICReg}
 
 
 class Regularizer(nn.Module):
     """A regulariser, its weight in the loss, and the embeddings that it is taken of.
 
     Args:
-        name: `vicreg` or `sigreg`.
+        name: `decorrelation`, `sigreg` or `vicreg`.
         embed_dim: width D of the embeddings.
         weight: of the term in the loss, zero or more; it must be given.
         source: what is regularised, as views `[N, D']` of one batch:
             `context_tokens`: all context tokens as samples of one view;
-            `context`: the mean context token of every image, one view. Without a projector that asks for means that
-            are spread as far as layer-normed tokens, which they are only if the tokens of an image are all alike;
+            `context`: the mean context token of every image, one view. Without a projector `sigreg` and `vicreg` ask
+            for means that are spread as far as layer-normed tokens, which they are only if the tokens of an image are
+            all alike; `decorrelation` does not;
             `context_and_target`: the mean context token and the mean of the teacher's tokens, two views;
             `prediction_blocks`: the mean predicted token of every target block, M views.
         projector: widths of the layers of an MLP between embeddings and regulariser; none by default. Its norms are
             over features and not over the batch, so that two processes with half a batch do what one does with all.
-        **options: those of `VICReg` or `SIGReg`.
+        **options: those of `VICReg` or `SIGReg`; `Decorrelation` has none.
 
     Raises:
         ValueError: an unknown name or source, or a negative or infinite weight.
