@@ -21,7 +21,10 @@ from jepa_lightning.step import Latents
 # Charts of TensorBoard's page "Custom scalars", in the order of the questions; a name is a regular expression.
 LAYOUT = {
     "Is it learning?": {
-        "accuracy (or share of variance) of the probes on held-out data": ["Multiline", ["probe/.*/(accuracy|r2)"]],
+        "accuracy (or share of variance) of the probes on held-out data": [
+            "Multiline",
+            ["probe/.*/(accuracy|r2|raw|untrained)$"],
+        ],
         "loss (or energy), and that of a constant prediction: they must stay apart": [
             "Multiline",
             ["train/(loss|energy|constant_loss)$"],
@@ -154,7 +157,10 @@ def draw_curves(curves: dict[str, dict[int, float]]) -> Figure:
         for title, (_, patterns) in charts.items():
             tags = [tag for tag in curves if any(re.match(pattern, tag) for pattern in patterns)]
             plots += [(title, tags)] if tags else []
-    figure = Figure(figsize=(5, 2 * max(1, len(plots))), layout="constrained")  # as wide as TensorBoard's cards show it
+    height = 2 * max(1, len(plots))
+    figure = Figure(figsize=(5, height))  # as wide as TensorBoard's cards show it
+    # Room by hand: a layout that finds it by itself draws everything twice, which takes a second on a slow core.
+    figure.subplots_adjust(left=0.11, right=0.61, bottom=0.3 / height, top=1 - 0.3 / height, hspace=0.42)
     for place, (title, tags) in enumerate(plots, start=1):
         axes = figure.add_subplot(len(plots), 1, place)
         axes.set_title(title, fontsize=8, loc="left")

@@ -74,11 +74,11 @@ def mean_over_ranks(values: Tensor, weight: Tensor | None, trainer: pl.Trainer) 
 
 def draw_spectra(spectra: dict[str, Tensor]) -> Figure:
     """The eigenvalues `[D]` of each branch, largest first, on a logarithmic scale."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(5, 3.5))
+    axes = figure.add_axes((0.14, 0.13, 0.84, 0.79))
     for name, values in spectra.items():
         axes.plot(torch.arange(1, len(values) + 1), values.cpu().clamp(min=1e-8), label=name)
-    axes.set(yscale="log", xlabel="direction", ylabel="variance", title="spectrum")
+    axes.set(yscale="log", xlabel="direction", ylabel="variance", title="spectrum of the embeddings")
     axes.set_ylim(bottom=1e-8)
     axes.legend()
     return figure
