@@ -181,7 +181,6 @@ def _of_value(message: str, key: str, about: str) -> str | None:
 def _in_its_own_words(message: str, key: str) -> str:
     """The first thing that is said, without objects."""
     lines = [line.strip(" -") for line in message.splitlines()]
-    said = [
-        line for line in lines if line and not re.match(r"Parser key|Does not validate|Subtypes|Errors|Given", line)
-    ]
+    frame = r"Parser key|Does not validate|Subtypes|Given|.*:$"
+    said = [line for line in lines if line and not re.match(frame, line)]
     return f"{key}: {said[0]}" if key and said else " ".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,8 +31,10 @@ class NearMissParser(LightningArgumentParser):
         if not self.exit_on_error:
             return super().error(message, ex)
         subcommands = self._subcommands_action.choices if self._subcommands_action else {}
-        parsers = (self, *subcommands.values())
-        options = {action.dest for parser in parsers for action in parser._actions if action.dest}
+        parsers = [self, *subcommands.values()]
+        chosen = re.match(r"Subcommand '(\w+)'", message)
+        speaking = subcommands[chosen[1]] if chosen else getattr(ex, "subcommand_parser", None)
+        options = {action.dest for parser in ([speaking] if speaking else parsers) for action in parser._actions}
         reading = next((parser.reading for parser in parsers if parser.reading), None)
         sentence = explain(message, options, subcommands)
         self.exit(2, f"error: {f'{reading}: ' if reading else ''}{sentence}\n")
