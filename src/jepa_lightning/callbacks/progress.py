@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from datetime import timedelta
@@ -164,7 +165,11 @@ class Progress(ProgressBar):
         print(text, flush=True)
         if sys.stdout.isatty():
             form = "{desc}" if total is None else "{bar:20} {desc}"
-            self._bar = Tqdm(total=total, initial=first, file=sys.stdout, bar_format=form, dynamic_ncols=True)
+            # A terminal that does not tell its size, as of a container, would hide the bar.
+            columns, rows = shutil.get_terminal_size()
+            self._bar = Tqdm(
+                total=total, initial=first, file=sys.stdout, bar_format=form, ncols=columns - 1, nrows=rows
+            )
 
     def _say(self, text: str, place: int | None = None) -> None:
         if not self._enabled:
@@ -175,6 +180,7 @@ class Progress(ProgressBar):
         else:
             self._due = time.monotonic() + REFRESH
             self._bar.n = self._bar.n if place is None else place
+            self._bar.ncols = shutil.get_terminal_size().columns - 1
             self._bar.set_description_str(text)  # and draw
 
     def _close(self, text: str | None, place: int | None = None) -> None:
@@ -198,11 +204,10 @@ def readings(trainer: pl.Trainer) -> str:
         if f"probe/{probe.name}/r2" in metrics:
             parts.append(f"{name} R² {float(metrics[f'probe/{probe.name}/r2']):.2f}")
             break
-    for each in callbacks:
-        if isinstance(each, GradientGuard) and (skipped := each.skipped):
-            parts.append(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
-        if isinstance(each, CollapseMonitor) and each.alarm is not None:
-            parts.append("ALARM: collapsed")
+    if any(isinstance(each, CollapseMonitor) and each.alarm is not None for each in callbacks):
+        parts.append("ALARM: collapsed")
+    if skipped := sum(each.skipped for each in callbacks if isinstance(each, GradientGuard)):
+        parts.append(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
     return "".join(f", {part}" for part in parts)
 
 
@@ -212,10 +217,11 @@ def duration(seconds: float) -> str:
     >>> duration(130), duration(59.6), duration(4000), duration(200000)
     ('2 min 10 s', '1 min', '1 h 7 min', '2 d 8 h')
     """
-    if seconds < 3600:
+    minutes = round(seconds / 60)
+    if round(seconds) < 3600:
         large, small, names = *divmod(round(seconds), 60), ("min", "s")
-    elif seconds < 86400:
-        large, small, names = *divmod(round(seconds / 60), 60), ("h", "min")
+    elif minutes < 1440:
+        large, small, names = *divmod(minutes, 60), ("h", "min")
     else:
         large, small, names = *divmod(round(seconds / 3600), 24), ("d", "h")
     return " ".join(f"{number} {name}" for number, name in zip((large, small), names, strict=True) if number) or "0 s"

@@ -37,14 +37,14 @@ class SavedConfig(SaveConfigCallback):
 
 
 def summary(trainer: Any, error: BaseException | None = None) -> str | None:
-    """What a training has come to, a few lines; None of one that has not begun, or of a `fast_dev_run`.
+    """What a training has come to, a few lines; None of one without a step, or of a `fast_dev_run`.
 
     Args:
         trainer: one whose `fit` is over, with a `SavedConfig` among its callbacks.
         error: what ended it early.
     """
     saved = next((each for each in trainer.callbacks if isinstance(each, SavedConfig)), None)
-    if saved is None or saved.began is None:
+    if saved is None or saved.began is None or (error is not None and steps(trainer)[0] == saved.first):
         return None
     lines = [_length(trainer, saved, error), *_read(trainer), _health(trainer)]
     config = None if saved.path is None else shown(saved.path)
@@ -61,14 +61,14 @@ def _length(trainer: Any, saved: SavedConfig, error: BaseException | None) -> st
     step, total = steps(trainer)
     made = step - saved.first
     number = f"{made:,} step{'' if made == 1 else 's'}"
-    number += f", up to step {step:,}" if saved.first else ""
-    number += f" of {total:,}" if total is not None and step < total else ""
+    if saved.first or (total is not None and step < total):
+        number += f", up to step {step:,}{'' if total is None else f' of {total:,}'},"
     taken = duration(time.monotonic() - saved.began)
     name = type(trainer.lightning_module).__name__
     if error is None:
         return f"Trained {name} for {number} in {taken}."
     how = "was interrupted" if isinstance(error, SystemExit | KeyboardInterrupt) else f"ended by {type(error).__name__}"
-    return f"The training of {name} {how} after {number}, {taken}."
+    return f"The training of {name} {how} after {number} in {taken}."
 
 
 def _read(trainer: Any) -> list[str]:
