@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -18,6 +17,12 @@ class NearMissParser(LightningArgumentParser):
     """A parser whose errors are a sentence, which names the option or class that a misspelt one comes nearest to."""
 
     reading: str | None = None  # the configuration file
+    given: Sequence[str] = ()  # the command line
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """Parse the command line, whose subcommand errors are to go by."""
+        self.given = args or ()
+        return super().parse_args(args, *more, **options)
 
     def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
         """Parse a configuration file, which errors are to name."""
@@ -32,8 +37,8 @@ class NearMissParser(LightningArgumentParser):
             return super().error(message, ex)
         subcommands = self._subcommands_action.choices if self._subcommands_action else {}
         parsers = [self, *subcommands.values()]
-        chosen = re.match(r"Subcommand '(\w+)'", message)
-        speaking = subcommands[chosen[1]] if chosen else getattr(ex, "subcommand_parser", None)
+        chosen = next((subcommands[word] for word in self.given if word in subcommands), None)
+        speaking = getattr(ex, "subcommand_parser", None) or chosen
         options = {action.dest for parser in ([speaking] if speaking else parsers) for action in parser._actions}
         reading = next((parser.reading for parser in parsers if parser.reading), None)
         sentence = explain(message, options, subcommands)
