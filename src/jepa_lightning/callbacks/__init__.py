@@ -1,4 +1,4 @@
-"""The teacher, and what tells whether a model learns: collapse monitor, probes, pictures, throughput."""
+"""The teacher, and what tells whether a model learns: collapse monitor, probes, pictures, progress, throughput."""
 
 from jepa_lightning.callbacks.cockpit import Cockpit
 from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
@@ -7,6 +7,7 @@ from jepa_lightning.callbacks.guard import BadStepsError, GradientGuard
 from jepa_lightning.callbacks.lidar import LiDARMonitor
 from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures
 from jepa_lightning.callbacks.probes import AttentiveProbe, KNNProbe, LinearProbe, Probe, RegressionProbe
+from jepa_lightning.callbacks.progress import Progress
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
 from jepa_lightning.callbacks.threads import Threads
 from jepa_lightning.callbacks.throughput import Throughput
@@ -26,6 +27,7 @@ __all__ = [
     "LinearProbe",
     "NeighbourPictures",
     "Probe",
+    "Progress",
     "RegressionProbe",
     "Threads",
     "Throughput",

@@ -67,6 +67,9 @@ class CollapseMonitor(RememberingCallback):
         min_rank: the RankMe below which the target has collapsed.
         max_cosine: the mean cosine above which the predictions have.
 
+    Attributes:
+        alarm: what has collapsed, and when, in a sentence; None as long as nothing has.
+
     Raises:
         ValueError: an interval below 1, or another reaction.
     """
@@ -94,7 +97,7 @@ class CollapseMonitor(RememberingCallback):
         self._pending: dict[str, list[Tensor]] = {}  # mean tokens that are still to be added up
         self._sums: dict[str, Moments] = {}  # of this process at the last reading
         self._low = 0  # readings of a collapse in a row
-        self._told = False
+        self.alarm: str | None = None
         self._first_ranks: dict[str, float] = {}  # by branch
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -183,15 +186,17 @@ class CollapseMonitor(RememberingCallback):
         low = [name for name, rank in ranks.items() if rank < min(self.min_rank, self._first_ranks[name] / 2)]
         collapsed = bool(low) or cosine > self.max_cosine
         self._low = self._low + 1 if collapsed and clock(trainer).progress >= 0.1 else 0
-        if self._low < PATIENCE or self._told:  # of a resumed run it may be more
+        if self._low < PATIENCE or self.alarm is not None:  # of a resumed run it may be more
             return
-        self._told = True
         worst = min(ranks, key=lambda name: ranks[name])
-        message = (
+        self.alarm = (
             f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {clock(trainer).step}: RankMe "
             f"of the {worst} across images is {ranks[worst]:.1f} (collapsed below {self.min_rank}), the mean cosine of "
-            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}). Lower the learning "
-            "rate, raise the momentum towards 1, or add a regulariser (--model.regularizers)"
+            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine})"
+        )
+        message = (
+            f"{self.alarm}. Lower the learning rate, raise the momentum towards 1, or add a regulariser "
+            "(--model.regularizers)"
         )
         if self.on_collapse == "raise":
             raise CollapseError(message)

@@ -69,6 +69,11 @@ class GradientGuard(RememberingCallback):
         self._statistics: list[Tensor] = []  # of batch norms
         self._before: list[Tensor] = []  # what they were before the step
 
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped, of a resumed run those before too; the device is waited for."""
+        return int(self._skipped)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look for batch norms."""
         norms = [part for part in pl_module.modules() if isinstance(part, _BatchNorm)]
@@ -134,7 +139,7 @@ class GradientGuard(RememberingCallback):
         self._tell(trainer)
 
     def _tell(self, trainer: pl.Trainer) -> None:
-        new = int(self._skipped) - self._told
+        new = self.skipped - self._told
         if not new:
             return
         self._told += new
@@ -169,7 +174,7 @@ class GradientGuard(RememberingCallback):
         return {
             "log_norm": [float(value) for value in self._log_norm],
             "usual_steps": [int(value) for value in self._usual_steps],
-            "skipped": int(self._skipped),
+            "skipped": self.skipped,
             "norms": self._norms.tolist(),
             "seen": self._seen,
         }

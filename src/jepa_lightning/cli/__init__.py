@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +13,27 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import ActionConfigFile
 from jsonargparse.typing import PositiveInt
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core import rank_zero
 
 import jepa_lightning
-from jepa_lightning.callbacks import FeatureWriter, Threads
+from jepa_lightning.callbacks import FeatureWriter, Progress, Threads
 from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
+from jepa_lightning.cli.summary import SavedConfig, summary
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
+
+# What Lightning says at every start and end, advertisements and what `Progress` and the summary say.
+SAID = ("💡 Tip", "GPU available: False", "TPU available: False", "`Trainer.fit` stopped: `max_")
 
 
 class EvaluatingTrainer(pl.Trainer):
@@ -39,6 +47,7 @@ class EvaluatingTrainer(pl.Trainer):
         num_train: int = 10_000,
         steps: int = 1_000,
         encoder_options: dict[str, Any] | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Read off a frozen encoder's features all that the data set has labels for, into one table.
 
@@ -52,7 +61,13 @@ class EvaluatingTrainer(pl.Trainer):
             num_train: training samples that probes are fitted on, at most.
             steps: of a probe's training, on batches of 256.
             encoder_options: further arguments of `load_encoder`, such as `{network: context_encoder, num_heads: 3}`.
+            weights_only: true, as a configuration that `fit` has saved says it; nothing else is read.
+
+        Raises:
+            ValueError: other content is asked for.
         """
+        if weights_only is False:
+            raise ValueError("evaluate reads nothing but weights of a checkpoint: leave weights_only as it is, true")
         accelerator = self.strategy.root_device.type
         encoder: Any = ckpt_path
         try:
@@ -75,6 +90,18 @@ class JEPACLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """One more: `evaluate`."""
         return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+
+    def fit(self, **options: Any) -> None:
+        """Train; say what has come of it, also if the training is interrupted or fails."""
+        error: BaseException | None = None
+        try:
+            self.trainer.fit(**options)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if self.trainer.is_global_zero and (text := summary(self.trainer, error)):
+                print(f"\n{text}", flush=True)
 
     def before_predict(self) -> None:
         """Write the features of a JEPA to `features.npz` in the Trainer's default_root_dir, unless told otherwise."""
@@ -150,13 +177,25 @@ class JEPACLI(LightningCLI):
             root = self._get(self.config_init, "trainer.default_root_dir") or os.getcwd()
             version = SLURMEnvironment.job_id()
             options["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
-        trainer = super().instantiate_trainer(plugins=plugins, **options)
+        options["callbacks"] = callbacks = self._callbacks()
+        if self._get(self.config_init, "trainer.enable_model_summary") is None:
+            # `Progress` names the networks and their sizes.
+            options["enable_model_summary"] = any(isinstance(callback, ModelSummary) for callback in callbacks)
+        return super().instantiate_trainer(plugins=plugins, **options)
+
+    def _callbacks(self) -> list[pl.Callback]:
+        """Those of the configuration and, unless it says otherwise, the command line's own."""
+        callbacks = self._get(self.config_init, "trainer.callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        shows_progress = self._get(self.config_init, "trainer.enable_progress_bar") in (None, True)
+        if shows_progress and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(Progress())
         threads = self._get(self.config_init, "threads")
         if threads != "auto":
             torch.set_num_threads(threads)
         elif self.subcommand == "fit" and "OMP_NUM_THREADS" not in os.environ:
-            trainer.callbacks.insert(0, Threads())  # type: ignore[attr-defined]
-        return trainer
+            callbacks.insert(0, Threads())
+        return callbacks
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the hyper-parameters in `--ckpt_path` override configs and command line without a word."""
@@ -170,11 +209,15 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the command line after `jepa`; that of the process without.
     """
+    rank_zero.log.addFilter(_is_news)
+    # One of Lightning's to itself.
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).* is deprecated", FutureWarning)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # full paths of a user's own classes, which `python -m` would find too
     JEPACLI(
         pl.LightningModule,
         pl.LightningDataModule,
+        save_config_callback=SavedConfig,
         trainer_class=EvaluatingTrainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
@@ -182,6 +225,10 @@ def main(args: list[str] | None = None) -> None:
         save_config_kwargs={"overwrite": True},
         args=args,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(SAID)
 
 
 def _find_recipe(argument: str) -> str:

@@ -1,61 +1,48 @@
-"""What the command line says of mistakes: the nearest names, and nulls where there must be a value."""
+"""The command line's parser: what is wrong is said in one sentence; nulls where there must be a value are found."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-import jepa_lightning
-from jepa_lightning import callbacks
+from jepa_lightning.cli.mistakes import explain
+from jepa_lightning.cli.names import parameters, shown
 
 
 class NearMissParser(LightningArgumentParser):
-    """A parser whose errors name the option or class that a misspelt one comes nearest to."""
+    """A parser whose errors are a sentence, which names the option or class that a misspelt one comes nearest to."""
+
+    reading: str | None = None  # the configuration file
+    given: Sequence[str] = ()  # the command line
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """Parse the command line, whose subcommand errors are to go by."""
+        self.given = args or ()
+        return super().parse_args(args, *more, **options)
+
+    def parse_path(self, path: Any, *args: Any, **options: Any) -> Namespace:
+        """Parse a configuration file, which errors are to name."""
+        self.reading = shown(path)
+        parsed = super().parse_path(path, *args, **options)
+        self.reading = None
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Leave with the message, and the nearest known names in front of it."""
-        hints = "\n".join(_near_misses(self, message))
-        return super().error(f"{hints}\n{message}" if hints else message, ex)
-
-
-def _near_misses(parser: LightningArgumentParser, message: str) -> list[str]:
-    """A line for every unknown name in an error message of jsonargparse."""
-    subcommands = parser._subcommands_action.choices.values() if parser._subcommands_action else []
-    known_options = {action.dest for one in (parser, *subcommands) for action in one._actions}
-    lines = []
-    for path, option in re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
-        lines.append(_hint(f"option {option!r} of {path}", option, _parameters(path)))
-    for group, option in re.findall(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
-        names = {dest.removeprefix(f"{group}.") for dest in known_options if dest.startswith(f"{group}.")}
-        lines.append(_hint(f"option {option!r} of {group}", option, names))
-    for option in re.findall(r"Subcommand '\w+' does not accept option '([\w.]+)'", message):
-        lines.append(_hint(f"option {option!r}", option, known_options))
-    for option in re.findall(r"unrecognized arguments: --([\w.]+)", message):
-        lines.append(_hint(f"option --{option}", option, known_options))
-    for name in re.findall(r"Expected a dot import path string: ([\w.]+)", message)[:1]:
-        packages = (jepa_lightning, callbacks, pl.callbacks)
-        lines.append(_hint(f"class {name!r}", name, {known for package in packages for known in package.__all__}))
-    return lines
-
-
-def _parameters(class_path: str) -> dict[str, inspect.Parameter]:
-    """What a constructor takes, with what it hands on to those of its bases."""
-    module, _, name = class_path.rpartition(".")
-    known: dict[str, inspect.Parameter] = {}
-    for base in getattr(importlib.import_module(module), name).__mro__:
-        options = inspect.signature(base).parameters
-        known = {**options, **known}
-        if not any(option.kind is option.VAR_KEYWORD for option in options.values()):
-            break
-    return known
+        """Leave with status 2 and the sentence; a parser of a nested class tells the one around it."""
+        if not self.exit_on_error:
+            return super().error(message, ex)
+        subcommands = self._subcommands_action.choices if self._subcommands_action else {}
+        parsers = [self, *subcommands.values()]
+        chosen = next((subcommands[word] for word in self.given if word in subcommands), None)
+        speaking = getattr(ex, "subcommand_parser", None) or chosen
+        options = {action.dest for parser in ([speaking] if speaking else parsers) for action in parser._actions}
+        reading = next((parser.reading for parser in parsers if parser.reading), None)
+        sentence = explain(message, options, subcommands)
+        self.exit(2, f"error: {f'{reading}: ' if reading else ''}{sentence}\n")
 
 
 def nulls(config: Any) -> Iterator[str]:
@@ -67,7 +54,7 @@ def nulls(config: Any) -> Iterator[str]:
         given = vars(config) if isinstance(config, Namespace) else config
         options = given.get("init_args") if isinstance(given.get("class_path"), str) else None
         if options is not None:
-            known = _parameters(given["class_path"])
+            known = parameters(given["class_path"])
             for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
                 kind = known[name].annotation if name in known else inspect.Parameter.empty
                 if value is None and kind is not inspect.Parameter.empty and not _allows_none(kind):
@@ -82,8 +69,3 @@ def _allows_none(kind: Any) -> bool:
 
 def _written(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def _hint(what: str, name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"unknown {what}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -126,13 +126,11 @@ class JEPA(TrainingModule, ABC):
     def log_terms(self, terms: dict[str, Tensor], stage: str, batch_size: int) -> None:
         """Log terms as `<stage>/<name>`."""
         training = stage == "train"
-        # What a progress bar is to show is read, and so waited for, in every step.
-        shown = training and self._trainer is not None and self.trainer.progress_bar_callback is not None
         for name, value in terms.items():
             self.log(
                 f"{stage}/{name}",
                 value.detach(),
-                prog_bar=shown and name == "loss",
+                prog_bar=training and name == "loss",
                 sync_dist=not training,
                 batch_size=batch_size,
             )
