@@ -20,20 +20,19 @@ def fit(recipe: str, folder: Path, *arguments: str) -> Path:
     return folder
 
 
-def last(run: Path, probe: str) -> float:
-    """The last accuracy of a probe in TensorBoard's files of a run."""
+def last(run: Path, probe: str, metric: str = "accuracy") -> float:
+    """The last reading of a probe in TensorBoard's files of a run."""
     (folder,) = run.glob("lightning_logs/version_*")
     events = EventAccumulator(str(folder))
     events.Reload()
-    return events.Scalars(f"probe/{probe}/accuracy")[-1].value
+    return events.Scalars(f"probe/{probe}/{metric}")[-1].value
 
 
 @pytest.mark.skipif("QUICK_START" not in os.environ, reason="QUICK_START names no folder of the quick start's run")
-def test_the_quick_start_learns(tmp_path: Path) -> None:
-    """Half a minute: the untrained encoder is asked for as many images as the kNN probe remembers."""
-    trained = last(Path(os.environ["QUICK_START"]), "knn")
-    untrained = fit("ijepa/shapes", tmp_path, *UNTRAINED, "--trainer.max_epochs=1", "--trainer.limit_train_batches=160")
-    assert trained > 0.15 + max(last(untrained, "knn"), last(untrained, "pixels_knn"))
+def test_the_quick_start_learns() -> None:
+    """The nearest neighbours name many more kinds than those of pixels, or before training (see test_callbacks.py)."""
+    run = Path(os.environ["QUICK_START"])
+    assert last(run, "knn") > 0.2 + max(last(run, "knn", "raw"), last(run, "knn", "untrained"))
 
 
 @pytest.mark.slow

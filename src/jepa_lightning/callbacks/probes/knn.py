@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from jepa_lightning.batches import UNLABELLED
@@ -45,7 +46,8 @@ class KNNProbe(Probe):
     classes.
 
     With `baselines` it also logs `raw` and `untrained`: the same vote by the raw input, and by the features of the
-    module before its first step, of which it keeps a copy until the first validation with a full bank.
+    module before its first step, of which it keeps a copy until the first validation with a full bank; a sharded module
+    cannot be copied.
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
@@ -95,15 +97,13 @@ class KNNProbe(Probe):
         self._reading = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Copy the untrained module; a training that is resumed has none.
-
-        Raises:
-            ValueError: baselines of a module that is sharded.
-        """
-        if self.baselines and not trainer.global_step:
-            if pl_module.device_mesh is not None:
-                raise ValueError(f"the probe {self.name!r}: a sharded module cannot be copied; leave baselines out")
+        """Copy the untrained module; a training that is resumed has none."""
+        if not self.baselines or trainer.global_step:
+            return
+        if pl_module.device_mesh is None:
             self._references = Baselines(self._like, pl_module)
+        else:
+            rank_zero_warn(f"the probe {self.name!r} reads no baselines: a sharded module cannot be copied")
 
     def _like(self, source: str) -> KNNProbe:
         return KNNProbe(self.name, self.label, source, self.k, self.temperature, self.bank_size)
