@@ -9,16 +9,6 @@ from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA
 from jepa_lightning.masking import MaskingList, Masks, RandomTubeMasking
 
 
-class OfficialInit(IJEPA):
-    """Patches embedded with the official std of 0.02, whatever their size."""
-
-    def build_encoder(self) -> nn.Module:
-        """The encoder, its patch embedding drawn anew."""
-        encoder = super().build_encoder()
-        nn.init.trunc_normal_(encoder.patch_embed.proj.weight, std=0.02)
-        return encoder
-
-
 class NoPredictor(IJEPA):
     """The mean context token is the prediction at every place."""
 

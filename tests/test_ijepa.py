@@ -39,6 +39,21 @@ def test_defaults_are_vit_b_16() -> None:
     assert (masks.context.shape, masks.targets.shape) == ((2, 49), (2, 4, 29))
 
 
+@pytest.mark.parametrize(("given", "std"), [({}, 48**-0.5), ({"patch_std": 0.02}, 0.02)])
+def test_spread_of_the_patch_embedding(given: dict[str, float], std: float) -> None:
+    """That of 2,304 weights, of a truncated normal distribution cut at two."""
+    module = tiny(**given, embed_dim=48, patch_size=4, predictor_embed_dim=16, num_heads=2)
+    for encoder in (module.context_encoder, module.target_encoder):
+        weight = encoder.patch_embed.proj.weight.detach()
+        assert float(weight.std()) == pytest.approx(std, rel=0.05)
+    assert module.hparams.patch_std == given.get("patch_std")
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        tiny(patch_std=0.0)
+    another = {"class_path": "jepa_lightning.networks.TimmEncoder", "init_args": {"name": "vit_tiny_patch16_224"}}
+    with pytest.raises(ValueError, match=r"patch_std=0\.02 is an option of the default encoder"):
+        IJEPA(224, encoder=another, patch_std=0.02, predictor_embed_dim=96, predictor_num_heads=3)
+
+
 @pytest.mark.parametrize(
     ("image_size", "patch_size", "channels"), [(16, 4, 1), ([16, 24], 4, 2), ([24, 40], [6, 4], 5), (30, [3, 5], 3)]
 )

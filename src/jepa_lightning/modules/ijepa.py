@@ -26,6 +26,8 @@ class IJEPA(MaskedJEPA):
         depth: blocks of the encoder.
         num_heads: attention heads of the encoder.
         mlp_ratio: width of the encoder's MLPs over `embed_dim`.
+        patch_std: standard deviation of the patch embedding's initial weights: 0.02 in the official code; one over the
+            root of a patch's numbers by default.
         predictor_embed_dim: width of the predictor.
         predictor_depth: blocks of the predictor.
         predictor_num_heads: attention heads of the predictor; the encoder's by default.
@@ -40,7 +42,7 @@ class IJEPA(MaskedJEPA):
         **options: those of `MaskedJEPA`: another encoder, regularisers, momentum, learning rate, weights to start from.
     """
 
-    encoder_sizes = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    encoder_sizes = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "patch_std")
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class IJEPA(MaskedJEPA):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        patch_std: float | None = None,
         predictor_embed_dim: int = 384,
         predictor_depth: int = 6,
         predictor_num_heads: int | None = None,
@@ -81,6 +84,7 @@ class IJEPA(MaskedJEPA):
             hparams.depth,
             hparams.num_heads,
             hparams.mlp_ratio,
+            hparams.patch_std,
         )
 
     def build_predictor(self) -> nn.Module:

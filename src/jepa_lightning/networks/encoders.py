@@ -21,6 +21,7 @@ class VisionTransformer(Transformer):
         depth: number of blocks.
         num_heads: attention heads a block.
         mlp_ratio: width of the MLPs over `embed_dim`.
+        patch_std: standard deviation of the patch embedding's initial weights, see `PatchEmbed`.
 
     Raises:
         ValueError: a size that does not fit.
@@ -44,6 +45,7 @@ class VisionTransformer(Transformer):
         depth: int = 12,
         num_heads: int = 6,
         mlp_ratio: float = 4.0,
+        patch_std: float | None = None,
     ) -> None:
         check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], rows=image_size[0], columns=image_size[1])
         if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
@@ -51,8 +53,9 @@ class VisionTransformer(Transformer):
                 f"an image of {tuple(image_size)} pixels cannot be cut into patches of {tuple(patch_size)}"
             )
         grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        super().__init__(PatchEmbed(patch_size, in_channels, embed_dim), grid, depth, num_heads, mlp_ratio)
-        self.patch_size = (patch_size[0], patch_size[1])
+        tokenizer = PatchEmbed(patch_size, in_channels, embed_dim, patch_std)
+        super().__init__(tokenizer, grid, depth, num_heads, mlp_ratio)
+        self.patch_size, self.patch_std = (patch_size[0], patch_size[1]), patch_std
 
 
 class VideoTransformer(Transformer):

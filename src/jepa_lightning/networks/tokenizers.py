@@ -23,28 +23,35 @@ class PatchEmbed(nn.Module):
         patch: `(steps,)`, `(rows, columns)` or `(frames, rows, columns)` that a token spans.
         in_channels: number of channels.
         embed_dim: width D of the tokens.
+        std: standard deviation of the initial weights; one over the root of their number of inputs without.
+
+    Raises:
+        ValueError: a size or standard deviation that is not positive.
 
     >>> import torch
     >>> PatchEmbed((5,), in_channels=2, embed_dim=8)(torch.zeros(3, 20, 2)).shape
     torch.Size([3, 4, 8])
     """
 
-    def __init__(self, patch: Sequence[int], in_channels: int, embed_dim: int) -> None:
+    def __init__(self, patch: Sequence[int], in_channels: int, embed_dim: int, std: float | None = None) -> None:
         super().__init__()
         names = {1: ("steps",), 2: ("rows", "columns"), 3: ("frames", "rows", "columns")}[len(patch)]
         check_sizes(in_channels=in_channels, embed_dim=embed_dim)
         check_sizes(**{f"patch_{name}": side for name, side in zip(names, patch, strict=True)})
-        self.patch = tuple(patch)
+        if std is not None and not std > 0:
+            raise ValueError(f"the standard deviation of a patch embedding's weights must be positive, got {std}")
+        self.patch, self.std = tuple(patch), std
         self.embed_dim = embed_dim
         self.proj = _CONV[len(patch)](in_channels, embed_dim, self.patch, stride=self.patch)
 
     def init_weights(self) -> None:
-        """Draw the weights anew, so that what a token shows starts level with where it is.
+        """Draw the weights anew; unless told otherwise, so that what a token shows starts level with where it is.
 
         The official std of 0.02 does that for patches of 16x16x3 only; at 4x4x1 it leaves a token whose position (std
-        0.7) drowns what it shows, and training polishes just that.
+        0.7) drowns what it shows. By itself I-JEPA then polishes just that; decorrelated embeddings start best there.
         """
-        nn.init.trunc_normal_(self.proj.weight, std=self.proj.weight[0].numel() ** -0.5)
+        std = self.proj.weight[0].numel() ** -0.5 if self.std is None else self.std
+        nn.init.trunc_normal_(self.proj.weight, std=std)
 
     def grid_of(self, x: Tensor) -> tuple[int, ...]:
         """The token grid of observations, of one, two or three axes.
