@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
+from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, planning, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
@@ -40,6 +40,7 @@ __all__ = [
     "masking",
     "metrics",
     "networks",
+    "planning",
     "save_for_timm",
     "save_for_transformers",
     "schedules",

@@ -1,0 +1,24 @@
+"""Planners, which know a cost and no model, and the costs that world models give them."""
+
+from jepa_lightning.planning.cem import CEM
+from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
+from jepa_lightning.planning.gradient import GradientPlanner
+from jepa_lightning.planning.mppi import MPPI
+from jepa_lightning.planning.planner import Cost, Plan, Planner
+from jepa_lightning.planning.projections import Ball, Box, FixedAxes
+
+__all__ = [
+    "CEM",
+    "MPPI",
+    "Ball",
+    "Box",
+    "Cost",
+    "FixedAxes",
+    "GoalCost",
+    "GradientPlanner",
+    "Plan",
+    "Planner",
+    "World",
+    "repeat_state",
+    "rollout",
+]
