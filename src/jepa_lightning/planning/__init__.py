@@ -1,5 +1,6 @@
 """Planners, which know a cost and no model, and the costs that world models give them."""
 
+from jepa_lightning.planning.action_world import ActionWorld, Imagined
 from jepa_lightning.planning.cem import CEM
 from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
 from jepa_lightning.planning.gradient import GradientPlanner
@@ -10,12 +11,14 @@ from jepa_lightning.planning.projections import Ball, Box, FixedAxes
 __all__ = [
     "CEM",
     "MPPI",
+    "ActionWorld",
     "Ball",
     "Box",
     "Cost",
     "FixedAxes",
     "GoalCost",
     "GradientPlanner",
+    "Imagined",
     "Plan",
     "Planner",
     "World",
