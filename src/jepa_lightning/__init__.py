@@ -5,7 +5,13 @@ from pathlib import Path
 
 from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, planning, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
-from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
+from jepa_lightning.data import (
+    EpisodesDataModule,
+    ImageDataModule,
+    MovingShapesDataModule,
+    ShapesDataModule,
+    VideoDataModule,
+)
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA, MaskedJEPA, Teacher
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -24,6 +30,7 @@ __all__ = [
     "VJEPA",
     "VJEPA2",
     "VJEPA2AC",
+    "EpisodesDataModule",
     "ImageDataModule",
     "Latents",
     "LeJEPA",
