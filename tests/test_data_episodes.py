@@ -233,7 +233,7 @@ def test_lerobot(version: str, tmp_path: Path) -> None:
 
 def opened(folder: Path, given: dict[str, Any] | None = None, **options: Any) -> EpisodesDataModule:
     path = as_npz(folder, table() if given is None else given)
-    defaults: dict[str, Any] = {"state": "state", "held_out": 0.0, "batch_size": 2, "steps": 3, "normalize": []}
+    defaults: dict[str, Any] = {"state": "state", "held_out": 0.0, "batch_size": 2, "steps": 3, "standardize": []}
     datamodule = EpisodesDataModule(str(path), **defaults | options)
     datamodule.setup()
     return datamodule
@@ -286,7 +286,9 @@ def test_normalised(tmp_path: Path) -> None:
     """Actions, states and vectors by the training episodes' statistics; back again; and kept with a checkpoint."""
     given = table((30, 40, 20, 10), frames=False)
     given["state"][:, 1] = 3.0  # never changes
-    datamodule = opened(tmp_path, given, normalize=["action", "state", "observation"], steps=2, stride=2, held_out=0.25)
+    datamodule = opened(
+        tmp_path, given, standardize=["action", "state", "observation"], steps=2, stride=2, held_out=0.25
+    )
     windows = datamodule.sets["train"]
     rows = [number for number in range(4) if len(windows.episodes.lengths) and _is_in(given, windows, number)]
     assert len(rows) == 3
@@ -377,7 +379,7 @@ def test_recorded_and_drawn() -> None:
     """Scenes are kept and frames drawn of them; the same again for the same seed, in any process."""
     options: dict[str, Any] = {"environment": ROOM | {"image_size": 56}, "policies": {"walk": 0.5, "expert": 0.5}}
     options |= {"observation": "scene", "state": "scene", "draw": True, "num_episodes": 6, "max_steps": 20, "steps": 4}
-    datamodule = EpisodesDataModule(**options, batch_size=4, normalize=("action",), stride=2)
+    datamodule = EpisodesDataModule(**options, batch_size=4, standardize=("action",), stride=2)
     datamodule.setup()
     window = pickle.loads(pickle.dumps(datamodule.sets["train"]))[5]
     assert window.observation.shape == (3, 4, 56, 56)
@@ -385,7 +387,7 @@ def test_recorded_and_drawn() -> None:
     for number, scene in enumerate(window.state.numpy()):
         drawn = datamodule.preparation.observations(env.draw(scene)[None])
         assert torch.allclose(window.observation[:, number], drawn[:, 0])
-    again = EpisodesDataModule(**options, batch_size=4, normalize=("action",), stride=2)
+    again = EpisodesDataModule(**options, batch_size=4, standardize=("action",), stride=2)
     again.setup()
     assert torch.equal(again.sets["train"][5].observation, window.observation)
     # What was done leads from each scene to the next.
@@ -511,7 +513,7 @@ def objects(folder: Path) -> Any:
         (objects, "pickle"),
         (lambda folder: EpisodesDataModule(str(folder), steps=0), "steps=0"),
         (lambda folder: EpisodesDataModule(str(folder), held_out=1.0), "held_out=1.0"),
-        (lambda folder: EpisodesDataModule(str(folder), normalize=("actions",)), "actions"),
+        (lambda folder: EpisodesDataModule(str(folder), standardize=("actions",)), "actions"),
         (lambda folder: EpisodesDataModule(str(folder), action=None), "differences of states"),
         (lambda folder: EpisodesDataModule(), "give a root"),
         (lambda folder: EpisodesDataModule(str(folder), draw=True), "drawn by an environment"),

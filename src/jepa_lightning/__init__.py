@@ -13,6 +13,7 @@ from jepa_lightning.data import (
     VideoDataModule,
 )
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.planning import load_planner
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
@@ -44,6 +45,7 @@ __all__ = [
     "callbacks",
     "evaluation",
     "load_encoder",
+    "load_planner",
     "losses",
     "masking",
     "metrics",

@@ -21,12 +21,13 @@ from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
+from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
 
 
-class EvaluatingTrainer(pl.Trainer):
+class EvaluatingTrainer(PlanningTrainer):
     """A Trainer for a subcommand more."""
 
     def evaluate(
@@ -71,8 +72,9 @@ class JEPACLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """One more: `evaluate`."""
-        return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+        """Two more: `evaluate` and `plan`."""
+        both = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "evaluate": both, "plan": both}
 
     def before_predict(self) -> None:
         """Write the features of a JEPA to `features.npz` in the Trainer's default_root_dir, unless told otherwise."""
@@ -150,7 +152,7 @@ class JEPACLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `jepa fit|validate|test|predict|evaluate --config …`.
+    """Run `jepa fit|validate|test|predict|evaluate|plan --config …`.
 
     Configurations under `recipes/` that the working directory does not have are those of the installed package.
 

@@ -13,7 +13,7 @@ from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_netw
 from jepa_lightning.losses import Distance
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.networks import ActionPredictor, build_network
-from jepa_lightning.planning import ActionWorld, Imagined, rollout
+from jepa_lightning.planning import ActionWorld, Imagined, policy_options, rollout
 from jepa_lightning.schedules import warmup_constant_cooldown
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -28,6 +28,20 @@ VIT_G = {
         "num_heads": 22,
         "mlp_ratio": 48 / 11,
         "positions": "tiled_rope",
+    },
+}
+
+
+# The published numbers; its actions are not normalised, but within 0.05 along each axis, without rotation.
+PUBLISHED_CEM = {
+    "class_path": "CEM",
+    "init_args": {
+        "horizon": 2,
+        "samples": 400,
+        "elites": 10,
+        "iterations": 10,
+        "momentum": 0.15,
+        "std_momentum": 0.15,
     },
 }
 
@@ -63,6 +77,9 @@ class VJEPA2AC(JEPA):
         num_views: cameras.
         normalize: whether a frame's tokens are layer-normed, before and after they are predicted.
         official: frequencies of the predictor's rotary positions as in the official code (see `rotation`).
+        planner: what `load_planner` and `jepa plan` plan by, `{"class_path": …, "init_args": {…}}` (see
+            `build_planner`), and options of `Policy`: `execute`, `last`. By default a CEM of the published sizes, for
+            actions that are normalised.
         distance: `l1` as published, `l2` or `smooth_l1`.
         lr: learning rate between warm-up and cool-down.
         start_lr: learning rate at the start of the warm-up.
@@ -96,6 +113,7 @@ class VJEPA2AC(JEPA):
         num_views: int = 1,
         normalize: bool = True,
         official: bool = False,
+        planner: dict[str, Any] | None = None,
         distance: Distance = "l1",
         lr: float = 4.25e-4,
         start_lr: float = 7.5e-5,
@@ -118,8 +136,10 @@ class VJEPA2AC(JEPA):
             raise ValueError(f"warmup and cooldown are shares of one training, got {warmup} and {cooldown}")
         schedule: dict[str, Any] = {"lr": lr, "start_lr": start_lr, "final_lr": final_lr, "warmup": warmup}
         super().__init__(weight_decay=weight_decay, **schedule, **training)
-        encoder = VIT_G if encoder is None else encoder
-        self.hparams["encoder"] = self._hparams_initial["encoder"] = encoder  # what is not given is kept, too
+        encoder, planner = VIT_G if encoder is None else encoder, PUBLISHED_CEM if planner is None else planner
+        for name, value in {"encoder": encoder, "planner": planner}.items():  # what is not given is kept, too
+            self.hparams[name] = self._hparams_initial[name] = value
+        policy_options(planner, action_dim)
         self.distance = distance
         if not state_dim:
             self.reads = ("observation", "action")
@@ -205,6 +225,11 @@ class VJEPA2AC(JEPA):
         mean = (errors * there).sum() / there.sum().clamp(min=1)
         self.log("plan/rollout_error", mean, batch_size=len(errors), sync_dist=True, on_epoch=True)
         return super().validation_step(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As all modules, with the class, by which `load_planner` finds it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def learning_rate(self, step: int, total: int) -> float:
         """Linear warm-up, constant, linear cool-down."""

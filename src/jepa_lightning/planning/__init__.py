@@ -3,10 +3,12 @@
 from jepa_lightning.planning.action_world import ActionWorld, Imagined
 from jepa_lightning.planning.cem import CEM
 from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
+from jepa_lightning.planning.episodes import Outcome, play, wilson
 from jepa_lightning.planning.gradient import GradientPlanner
 from jepa_lightning.planning.mppi import MPPI
 from jepa_lightning.planning.planner import Cost, Plan, Planner
-from jepa_lightning.planning.projections import Ball, Box, FixedAxes
+from jepa_lightning.planning.policy import Policy, build_planner, load_planner, policy_of, policy_options
+from jepa_lightning.planning.projections import Ball, Box, FixedAxes, Projection
 
 __all__ = [
     "CEM",
@@ -19,9 +21,18 @@ __all__ = [
     "GoalCost",
     "GradientPlanner",
     "Imagined",
+    "Outcome",
     "Plan",
     "Planner",
+    "Policy",
+    "Projection",
     "World",
+    "build_planner",
+    "load_planner",
+    "play",
+    "policy_of",
+    "policy_options",
     "repeat_state",
     "rollout",
+    "wilson",
 ]

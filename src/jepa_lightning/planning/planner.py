@@ -14,7 +14,6 @@ from jepa_lightning.networks.tokens import check_sizes
 
 # From plans [B, S, H, A], S for each of B start states, to how bad they are, [B, S].
 Cost = Callable[[Tensor], Tensor]
-Projection = Callable[[Tensor], Tensor]
 
 
 class Plan(NamedTuple):
@@ -57,7 +56,7 @@ class Planner(ABC):
         action_dim: int,
         samples: int,
         std: float | Sequence[float],
-        project: Sequence[Projection] = (),
+        project: Sequence[Callable[[Tensor], Tensor]] = (),
         noise: Callable[[int, tuple[int, ...]], Tensor] | None = None,
     ) -> None:
         check_sizes(horizon=horizon, action_dim=action_dim, samples=samples)

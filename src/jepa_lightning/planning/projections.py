@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
-class Box:
+class Projection(ABC):
+    """Brings actions into bounds; a recipe names subclasses by their paths."""
+
+    @abstractmethod
+    def __call__(self, actions: Tensor) -> Tensor:
+        """Actions `[..., H, A]` within the bounds."""
+
+
+class Box(Projection):
     """Clip every axis of an action.
 
     Args:
@@ -33,7 +42,7 @@ class Box:
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
 
 
-class Ball:
+class Ball(Projection):
     """Scale actions down to a Euclidean length.
 
     Args:
@@ -62,7 +71,7 @@ class Ball:
         return scaled
 
 
-class FixedAxes:
+class FixedAxes(Projection):
     """Set axes of an action to a value.
 
     Args:

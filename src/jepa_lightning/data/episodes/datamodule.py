@@ -53,7 +53,7 @@ class EpisodesDataModule(SplitDataModule):
         image_size: side of the frames in pixels, or `[rows, columns]`; as they are without.
         mean: of each channel of frames in [0, 1]; ImageNet's by default.
         std: like `mean`.
-        normalize: what is normalised, of `action`, `state` and, where they are vectors, `observation`.
+        standardize: what is normalised, of `action`, `state` and, where they are vectors, `observation`.
         held_out: share of the episodes that is held out.
         batch_size: windows per batch. Training drops an incomplete last batch.
         num_workers: worker processes per loader; 0 reads in the training process.
@@ -86,7 +86,7 @@ class EpisodesDataModule(SplitDataModule):
         image_size: int | list[int] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        normalize: tuple[str, ...] = ("action", "state", "observation"),
+        standardize: tuple[str, ...] = ("action", "state", "observation"),
         held_out: float = 0.1,
         batch_size: int = 32,
         num_workers: int = 0,
@@ -105,8 +105,8 @@ class EpisodesDataModule(SplitDataModule):
                 raise ValueError(f"{name}={number} must be at least 1.")
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out={held_out} must be a share of the episodes, from 0 to below 1.")
-        if unknown := set(normalize) - {"action", "state", "observation"}:
-            raise ValueError(f"normalize names action, state and observation, not {', '.join(sorted(unknown))}.")
+        if unknown := set(standardize) - {"action", "state", "observation"}:
+            raise ValueError(f"standardize names action, state and observation, not {', '.join(sorted(unknown))}.")
         if root is None and environment is None:
             raise ValueError("give a root to read episodes from, or an environment to record them from.")
         if draw and environment is None:
@@ -211,7 +211,7 @@ class EpisodesDataModule(SplitDataModule):
                         rows.setdefault("action", []).append(difference(states[first :: given.stride]).numpy())
             if len(episode[keys.observation[0]].shape) == 1 and not given.draw:
                 rows.setdefault("observation", []).append(episode[keys.observation[0]].read(0, length))
-        scales = {name: Scale.of(values) for name, values in rows.items() if name in given.normalize}
+        scales = {name: Scale.of(values) for name, values in rows.items() if name in given.standardize}
         return Preparation(given.stride, self.image_size, self.mean, self.std, scales, keys.action is None)
 
 

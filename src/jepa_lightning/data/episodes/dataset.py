@@ -6,10 +6,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jepa_lightning.data.episodes.columns import Array, Episode
+from jepa_lightning.data.episodes.columns import Array
 from jepa_lightning.data.episodes.preparation import Preparation
 from jepa_lightning.data.episodes.record import make_environment
 from jepa_lightning.data.episodes.windows import Episodes, window_starts
@@ -76,48 +77,45 @@ class Windows(Dataset[EpisodeBatch]):
 
     def __getitems__(self, indices: list[int]) -> EpisodeBatch:
         """The batch of some windows."""
-        return EpisodeBatch(*(torch.stack(field) for field in zip(*map(self._window, indices), strict=True)))
+        views, *rest = zip(*map(self._window, indices), strict=True)
+        # Frames of all windows at once: one by one they would take twice as long.
+        seen = [self._prepared(np.concatenate(view), len(indices)) for view in zip(*views, strict=True)]
+        return EpisodeBatch(seen[0] if len(seen) == 1 else torch.stack(seen, 1), *map(torch.stack, rest))
 
     def __getitem__(self, index: int) -> EpisodeBatch:
         """One window, as a batch without its first axis."""
         return EpisodeBatch(*(field[0] for field in self.__getitems__([index])))
 
-    def _window(self, index: int) -> EpisodeBatch:
+    def _window(self, index: int) -> tuple[list[Array], Tensor, Tensor, Tensor, Tensor]:
+        """What each view shows, `[T, ...]`, and actions, states, which times are valid, and the embodiment."""
         number, first = self.starts[index].tolist()
         episode, keys, prepare = self.episodes[number], self.episodes.keys, self.preparation
         rows = min(self.steps, (int(self.episodes.lengths[number]) - 1 - first) // prepare.stride + 1)
         last = first + (rows - 1) * prepare.stride + 1
-        views = [
-            _extended(prepare.observations(self._seen(episode, name, first, last)), self.steps)
-            for name in keys.observation
-        ]
-        observation = views[0] if len(views) == 1 else torch.stack(views)
-        states = None
+        # Times after the end repeat the last one.
+        times = np.minimum(np.arange(self.steps), rows - 1)
+        views = [self._seen(episode[name].read(first, last, prepare.stride))[times] for name in keys.observation]
+        states = torch.zeros(self.steps, 0)
         if keys.state is not None:
             raw = episode[keys.state].read(first, last, prepare.stride)
-            states = _extended(prepare.states(raw).unsqueeze(0), self.steps)[0]
+            states = prepare.states(raw[times])
         if keys.action is None:
             actions = prepare.between(raw)
         else:
             actions = prepare.blocks(episode[keys.action].read(first, last - 1))
-        missing = self.steps - len(actions)
-        actions = torch.cat([actions, actions.new_zeros(missing, actions.shape[1])])
-        valid = torch.arange(self.steps) < rows
-        states = torch.zeros(self.steps, 0) if states is None else states
-        return EpisodeBatch(observation, actions, states, valid, torch.tensor(0))
+        actions = F.pad(actions, (0, 0, 0, self.steps - len(actions)))
+        return views, actions, states, torch.arange(self.steps) < rows, torch.tensor(0)
 
-    def _seen(self, episode: Episode, name: str, first: int, last: int) -> Array:
-        raw = episode[name].read(first, last, self.preparation.stride)
+    def _seen(self, raw: Array) -> Array:
         if self.drawing is None:
             return raw
         if self._drawer is None:
             self._drawer = make_environment(**self.drawing).unwrapped
         return np.stack([self._drawer.draw(scene) for scene in raw])
 
-
-def _extended(values: Tensor, steps: int) -> Tensor:
-    """Values `[C, T, ...]`, or vectors `[T, F]`, of which the last time is repeated up to `steps`."""
-    if values.ndim == 2:
-        return _extended(values.unsqueeze(0), steps)[0]
-    missing = steps - values.shape[1]
-    return values if missing == 0 else torch.cat([values, values[:, -1:].expand(-1, missing, *values.shape[2:])], 1)
+    def _prepared(self, raw: Array, windows: int) -> Tensor:
+        """Frames `[B · T, ...]` of a view as `[B, C, T, H, W]`, vectors as `[B, T, F]`."""
+        values = self.preparation.observations(raw)
+        if values.ndim == 2:
+            return values.unflatten(0, (windows, -1))
+        return values.unflatten(1, (windows, -1)).transpose(0, 1).contiguous()

@@ -82,11 +82,12 @@ class Preparation:
             values = values.permute(0, 3, 1, 2)
         if values.shape[1] != len(self.mean):
             raise ValueError(f"frames have {values.shape[1]} channels, but mean={self.mean} has {len(self.mean)}")
-        scaled = values.float() / 255 if values.dtype == torch.uint8 else values.float()
+        unit = 255.0 if values.dtype == torch.uint8 else 1.0
+        frames = values.float() if values.dtype == torch.uint8 else values.float().clone()
         if self.image_size is not None:
-            scaled = Fit(self.image_size)(scaled)
-        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        return ((scaled - mean) / std).transpose(0, 1).contiguous()
+            frames = Fit(self.image_size)(frames)
+        mean, std = (unit * torch.tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
+        return frames.sub_(mean).div_(std).transpose(0, 1)
 
     def states(self, raw: Array) -> Tensor:
         """States `[T, S]`."""
