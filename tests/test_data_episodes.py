@@ -180,11 +180,24 @@ def test_videos_beside_tables(tmp_path: Path) -> None:
     droid = tmp_path / "droid" / "success" / "a"
     (droid / "recordings").mkdir(parents=True)
     with h5py.File(droid / "trajectory.h5", "w") as file:
-        file["action/cartesian"] = numbers(6, 6)
-    write_video(droid / "recordings" / "left.mp4", frames(6))
+        file["action/cartesian"], file["gripper"] = numbers(6, 6), np.linspace(0, 1, 6)
+    write_video(droid / "recordings" / "1234.mp4", frames(6))
     (episode,) = open_episodes(tmp_path / "droid")
-    assert set(episode) == {"action/cartesian", "video/left"}
-    assert len(episode["video/left"]) == 6
+    assert set(episode) == {"action/cartesian", "gripper", "video/1234"}
+    (droid / "metadata_lab.json").write_text(
+        json.dumps({"left_mp4_path": "lab/recordings/MP4/1234.mp4", "date": "today"})
+    )
+    datamodule = EpisodesDataModule(
+        str(tmp_path / "droid"),
+        "video/left",
+        None,
+        ["action/cartesian", "gripper"],
+        steps=2,
+        batch_size=2,
+        held_out=0.0,
+    )
+    datamodule.setup()
+    assert datamodule.sets["train"][0].action.shape == (2, 7)
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

@@ -22,7 +22,7 @@ from jepa_lightning.callbacks import Episodes
 from jepa_lightning.cli import main
 from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.data.episodes import Preparation, Scale
-from jepa_lightning.planning import CEM, Box, Policy, build_planner, load_planner, play, wilson
+from jepa_lightning.planning import CEM, Box, FixedAxes, Policy, build_planner, load_planner, play, wilson
 
 ROOM = {"id": "jepa_lightning/TwoRoom-v0"}
 POINT = {"id": "jepa_lightning/PointMass-v0"}
@@ -252,12 +252,14 @@ def test_from_the_command_line(
 
 
 def test_build_planner() -> None:
-    bound = {"class_path": "jepa_lightning.planning.Box", "init_args": {"low": -1.0, "high": 1.0}}
-    planner = build_planner({"class_path": "MPPI", "init_args": {"horizon": 3, "project": [bound]}}, 2)
-    assert isinstance(planner.projections[0], Box)
+    bounds = [{"Box": {"low": -1.0, "high": 1.0}}, {"jepa_lightning.planning.FixedAxes": {"values": {0: 0.5}}}]
+    planner = build_planner({"class_path": "MPPI", "init_args": {"horizon": 3, "project": bounds}}, 2)
+    assert [type(each) for each in planner.projections] == [Box, FixedAxes]
     for wrong, error, words in (
         ({"class_path": "CEM", "init_args": {"horizon": 3, "sample": 5}}, TypeError, "samples"),
         ({"class_path": "CEMM"}, ValueError, "no CEMM: CEM, MPPI"),
+        ({"class_path": "CEM", "init_args": {"horizon": 3, "project": [{"Boxx": {}}]}}, ValueError, "no Boxx"),
+        ({"class_path": "CEM", "init_args": {"horizon": 3, "project": [Box(0.0, 1.0)]}}, ValueError, "by its name"),
         ({"class_path": "os.system"}, ValueError, "neither a planner"),
         ({"class_path": "CEM", "options": {}}, ValueError, "class_path"),
         ({"class_path": "Box", "init_args": {"low": 0.0, "high": 1.0}}, (ValueError, TypeError), "Box"),

@@ -103,7 +103,7 @@ class Planner(ABC):
 
     def per_axis(self, name: str, value: float | Sequence[float]) -> Tensor:
         """An option as `[A]` or, if it is the same for all axes, `[]`."""
-        given = torch.as_tensor(value, dtype=torch.get_default_dtype())
+        given = torch.tensor(value, dtype=torch.get_default_dtype(), device="cpu")
         if given.ndim and given.shape != (self.action_dim,):
             raise ValueError(f"{name} is one number, or one for each of the {self.action_dim} axes, got {value}")
         if not (given >= 0).all():

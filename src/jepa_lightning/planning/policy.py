@@ -33,24 +33,35 @@ def build_planner(configuration: Mapping[str, Any], action_dim: int) -> Planner:
     """The planner of a configuration, as a recipe writes it.
 
     Args:
-        configuration: `{"class_path": "CEM", "init_args": {"horizon": 5, …}}`; projections likewise. Classes of your
-            own have their full paths.
+        configuration: `{"class_path": "CEM", "init_args": {"horizon": 5, …}}`; its `project` is a list of projections,
+            each by its name, `{"Box": {"low": -1.0, "high": 1.0}}`. Classes of your own have their full paths.
         action_dim: numbers of an action.
 
     Raises:
         ValueError: other entries, or a class that there is not.
         TypeError: an argument that the class does not have.
 
-    >>> bound = {"class_path": "Box", "init_args": {"low": -1.0, "high": 1.0}}
-    >>> build_planner({"class_path": "CEM", "init_args": {"horizon": 5, "project": [bound]}}, action_dim=2).horizon
+    >>> options = {"horizon": 5, "project": [{"Box": {"low": -1.0, "high": 1.0}}]}
+    >>> build_planner({"class_path": "CEM", "init_args": options}, action_dim=2).horizon
     5
     """
     arguments = dict(configuration.get("init_args") or {})
-    arguments["project"] = [_built(each) for each in arguments.get("project") or ()]
+    # A parser of configurations would make objects of nested class paths, which no checkpoint can hold.
+    arguments["project"] = [
+        _built({"class_path": name, "init_args": options})
+        for each in arguments.get("project") or ()
+        for name, options in _by_name(each).items()
+    ]
     planner = _built({**configuration, "init_args": {**arguments, "action_dim": action_dim}})
     if not isinstance(planner, Planner):
         raise ValueError(f"{configuration['class_path']} is no planner")
     return planner
+
+
+def _by_name(projection: Any) -> Mapping[str, Any]:
+    if not isinstance(projection, Mapping) or "class_path" in projection:
+        raise ValueError(f"a projection is given by its name, {{Box: {{low: -1, high: 1}}}}, not as {projection!r}")
+    return projection
 
 
 def _built(configuration: Any) -> Any:

@@ -33,7 +33,7 @@ class Box(Projection):
     """
 
     def __init__(self, low: float | Sequence[float], high: float | Sequence[float]) -> None:
-        self.low, self.high = torch.as_tensor(low), torch.as_tensor(high)
+        self.low, self.high = (torch.tensor(each, device="cpu") for each in (low, high))
         if not (self.low <= self.high).all():
             raise ValueError(f"a box from low={low} to high={high} is empty")
 

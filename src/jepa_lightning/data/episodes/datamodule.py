@@ -15,7 +15,7 @@ from jepa_lightning.data.episodes.dataset import Windows
 from jepa_lightning.data.episodes.formats import open_episodes
 from jepa_lightning.data.episodes.preparation import Preparation, Scale, difference
 from jepa_lightning.data.episodes.record import make_environment, record
-from jepa_lightning.data.episodes.windows import Episodes, Keys
+from jepa_lightning.data.episodes.windows import Episodes, Keys, joined
 
 
 class EpisodesDataModule(SplitDataModule):
@@ -36,9 +36,9 @@ class EpisodesDataModule(SplitDataModule):
         root: file or folder of episodes; recorded without.
         observation: the column of frames or vectors; several are several views. Of recorded episodes of this package's
             environments, `scene`, of which frames are drawn.
-        action: the column of actions. None: actions are the differences of the states of two times, of poses (7
-            numbers) as V-JEPA 2-AC's.
-        state: the column of states, if there is one.
+        action: the column of actions, or several, whose numbers are put together. None: actions are the differences of
+            the states of two times, of poses (7 numbers) as V-JEPA 2-AC's.
+        state: the column of states, or several, if there are any.
         environment: `{"id": …, …}`, the arguments of `gymnasium.make`: which draws the frames where observations are
             scenes, and which episodes are recorded from.
         policies: who acts while episodes are recorded, each for a share of them: `random`, `walk`, `expert`, or the
@@ -72,8 +72,8 @@ class EpisodesDataModule(SplitDataModule):
         self,
         root: str | None = None,
         observation: str | list[str] = "observation",
-        action: str | None = "action",
-        state: str | None = None,
+        action: str | list[str] | None = "action",
+        state: str | list[str] | None = None,
         environment: dict[str, Any] | None = None,
         policies: dict[str, float] | None = None,
         num_episodes: int = 100,
@@ -113,13 +113,12 @@ class EpisodesDataModule(SplitDataModule):
             raise ValueError("scenes are drawn by an environment: give environment={id: jepa_lightning/TwoRoom-v0}.")
         if environment is not None and "id" not in environment:
             raise ValueError(f"an environment is given as {{id: …}}, with its options, not as {environment}.")
-        if action is None and state is None:
+        if not action and not state:
             raise ValueError("without a column of actions they are the differences of states: give the column `state`.")
         self.mean, self.std = mean or IMAGENET[0], std or IMAGENET[1]
         check_statistics(self.mean, self.std, len(self.mean), "the frames")
         self.save_hyperparameters()
-        observations = (observation,) if isinstance(observation, str) else tuple(observation)
-        self.keys = Keys(observations, action, state)
+        self.keys = Keys(_names(observation), _names(action), _names(state))
         size = [image_size, image_size] if isinstance(image_size, int) else image_size
         self.image_size = size
         self._preparation: Preparation | None = None
@@ -201,18 +200,22 @@ class EpisodesDataModule(SplitDataModule):
         given, keys = self.hparams, self.keys
         rows: dict[str, list[Any]] = {}
         for episode, length in zip(episodes.episodes, episodes.lengths.tolist(), strict=True):
-            if keys.action is not None:
-                rows.setdefault("action", []).append(episode[keys.action].read(0, length - 1))
-            if keys.state is not None:
-                states = episode[keys.state].read(0, length)
+            if keys.action:
+                rows.setdefault("action", []).append(joined(episode, keys.action, 0, length - 1))
+            if keys.state:
+                states = joined(episode, keys.state, 0, length)
                 rows.setdefault("state", []).append(states)
-                if keys.action is None:
+                if not keys.action:
                     for first in range(given.stride):
                         rows.setdefault("action", []).append(difference(states[first :: given.stride]).numpy())
             if len(episode[keys.observation[0]].shape) == 1 and not given.draw:
                 rows.setdefault("observation", []).append(episode[keys.observation[0]].read(0, length))
         scales = {name: Scale.of(values) for name, values in rows.items() if name in given.standardize}
-        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, keys.action is None)
+        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, not keys.action)
+
+
+def _names(given: str | list[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 def _options(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from jepa_lightning.data.episodes.columns import Array
 from jepa_lightning.data.episodes.preparation import Preparation
 from jepa_lightning.data.episodes.record import make_environment
-from jepa_lightning.data.episodes.windows import Episodes, window_starts
+from jepa_lightning.data.episodes.windows import Episodes, joined, window_starts
 
 
 class EpisodeBatch(NamedTuple):
@@ -96,13 +96,11 @@ class Windows(Dataset[EpisodeBatch]):
         times = np.minimum(np.arange(self.steps), rows - 1)
         views = [self._seen(episode[name].read(first, last, prepare.stride))[times] for name in keys.observation]
         states = torch.zeros(self.steps, 0)
-        if keys.state is not None:
-            raw = episode[keys.state].read(first, last, prepare.stride)
+        if keys.state:
+            raw = joined(episode, keys.state, first, last, prepare.stride)
             states = prepare.states(raw[times])
-        if keys.action is None:
-            actions = prepare.between(raw)
-        else:
-            actions = prepare.blocks(episode[keys.action].read(first, last - 1))
+        done = joined(episode, keys.action, first, last - 1) if keys.action else None
+        actions = prepare.between(raw) if done is None else prepare.blocks(done)
         actions = F.pad(actions, (0, 0, 0, self.steps - len(actions)))
         return views, actions, states, torch.arange(self.steps) < rows, torch.tensor(0)
 

@@ -35,7 +35,7 @@ def open_episodes(root: Path) -> list[Episode]:
     - `.h5` or `.hdf5` with a group for each episode (`episode_0`, …, as minari's; robomimic's `data/demo_0`, …).
     - a folder of such files, each an episode or several, with videos of the same name beside them (`0.npz`, `0.mp4`),
       whose frames are the column `video`; or, as DROID's, folders of a `trajectory.h5` and videos at any depth, whose
-      columns are `video/<name>`.
+      columns are `video/<name>`, or by a `metadata_….json`, `video/<camera>`.
     - a folder of minari (`data/main_data.hdf5`), and one of LeRobot (`meta/info.json`, `data/**/*.parquet`, `videos`).
 
     Columns in groups are named by their paths, `observation/state`.
@@ -156,8 +156,14 @@ def _changes(numbers: Array) -> Array:
 def _videos_of(file: Path, root: Path) -> dict[str, Path]:
     """The videos that belong to a file: of its name, or, if it is `trajectory.h5`, all of its folder."""
     if file.stem == "trajectory":
-        inside = sorted(path for path in file.parent.rglob("*") if path.suffix in _VIDEOS)
-        return {f"video/{path.stem}": path for path in inside}
+        inside = {path.name: path for path in sorted(file.parent.rglob("*")) if path.suffix in _VIDEOS}
+        # DROID's files have the serial numbers of cameras as names; which camera that is, is in metadata_….json.
+        names = {path.name: path.stem for path in inside.values()}
+        for metadata in file.parent.glob("metadata*.json"):
+            told = json.loads(metadata.read_text())
+            cameras = {key.removesuffix("_mp4_path"): told[key] for key in told if key.endswith("_mp4_path")}
+            names |= {Path(path).name: camera for camera, path in cameras.items() if Path(path).name in inside}
+        return {f"video/{name}": inside[file_name] for file_name, name in names.items()}
     beside = [path for ending in _VIDEOS if (path := file.with_suffix(ending)).exists()]
     return {"video": beside[0]} if beside else {}
 

@@ -15,13 +15,19 @@ class Keys(NamedTuple):
 
     Attributes:
         observation: frames or vectors; one a view.
-        action: None for differences of states.
-        state: None for none.
+        action: whose numbers are put together; none for differences of states.
+        state: whose numbers are put together; none for no states.
     """
 
     observation: tuple[str, ...]
-    action: str | None
-    state: str | None
+    action: tuple[str, ...]
+    state: tuple[str, ...]
+
+
+def joined(episode: Episode, names: Sequence[str], start: int, stop: int, step: int = 1) -> Array:
+    """Rows `[start:stop:step]` of several columns, their numbers put together, `[N, F]`."""
+    parts = [episode[name].read(start, stop, step) for name in names]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 class Episodes(Sequence[Episode]):
@@ -43,7 +49,7 @@ class Episodes(Sequence[Episode]):
         self.episodes, self.keys, self.source = list(episodes), keys, source
         if not self.episodes:
             raise ValueError(f"{source} has no episodes")
-        wanted = [name for name in (*keys.observation, keys.action, keys.state) if name is not None]
+        wanted = [*keys.observation, *keys.action, *keys.state]
         for number, episode in enumerate(self.episodes):
             if missing := [name for name in wanted if name not in episode]:
                 raise ValueError(
@@ -56,15 +62,15 @@ class Episodes(Sequence[Episode]):
                         f"episode 0 of {list(self.episodes[0][name].shape)}"
                     )
                 rows, steps = len(episode[name]), len(episode[keys.observation[0]])
-                if rows != steps and not (name == keys.action and rows == steps - 1):
+                if rows != steps and not (name in keys.action and rows == steps - 1):
                     raise ValueError(
                         f"episode {number} of {source} has {steps} rows of {keys.observation[0]}, but {rows} of {name}"
                     )
         self.lengths = np.array([len(episode[keys.observation[0]]) for episode in self.episodes])
-        if keys.action is not None:
-            self._check_finite(keys.action, last=False)
-        if keys.state is not None:
-            self._check_finite(keys.state, last=True)
+        for name in keys.action:
+            self._check_finite(name, last=False)
+        for name in keys.state:
+            self._check_finite(name, last=True)
 
     def __len__(self) -> int:
         return len(self.episodes)
