@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from jepa_lightning.callbacks import Episodes
 from jepa_lightning.cli import main
 from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.data.episodes import Preparation, Scale
-from jepa_lightning.planning import CEM, Box, FixedAxes, Policy, build_planner, load_planner, play, wilson
+from jepa_lightning.planning import CEM, Box, FixedAxes, Policy, Reference, build_planner, load_planner, play, wilson
 
 ROOM = {"id": "jepa_lightning/TwoRoom-v0"}
 POINT = {"id": "jepa_lightning/PointMass-v0"}
@@ -103,21 +102,10 @@ def test_several_environments_at_once() -> None:
         policy(seen, goal[0])
 
 
-def expert_of(kind: str) -> Callable[..., Any]:
-    """The environment's own expert, straight at the goal, or anything, told scenes."""
-    rng = np.random.default_rng(0)
-
-    def act(observation: Any, goal: Any, state: Any, active: Any) -> Any:
-        gap = (goal - observation)[:, :2] / 5
-        return rng.uniform(-1, 1, gap.shape) if kind == "random" else gap / np.maximum(1, np.hypot(*gap.T))[:, None]
-
-    return act
-
-
 def test_play() -> None:
     """Success, steps and films are those of the episodes; planning is as good as going straight, and random is not."""
     room = ROOM | {"observation": "scene", "goal_steps": 25}
-    outcomes = {kind: play(expert_of(kind), room, 12, 5, 50) for kind in ("straight", "random")}
+    outcomes = {kind: play(Reference(kind), room, 12, 5, 50) for kind in ("expert", "straight", "random")}
     outcomes["planned"] = play(straight(), room, 12, 5, 50, film=True)
     # One by one.
     for number in range(12):
@@ -125,11 +113,10 @@ def test_play() -> None:
         seen, info = env.reset(seed=number)
         success, steps = False, 0
         while not success and steps < 50:
-            seen, *_, last = env.step(
-                expert_of("straight")(seen[None], info["goal"][None], None, None)[0].astype(np.float32)
-            )
+            seen, *_, last = env.step(_straight(info["goal"] - seen).astype(np.float32))
             success, steps = last["success"], steps + 1
         assert (outcomes["straight"].success[number], outcomes["straight"].steps[number]) == (success, steps)
+    assert outcomes["expert"].success.all()
     assert outcomes["straight"].success.mean() > 0.6
     assert outcomes["planned"].success.sum() >= outcomes["straight"].success.sum() - 1
     assert outcomes["random"].success.mean() < 0.35
@@ -141,6 +128,10 @@ def test_play() -> None:
     assert f"({low:.1f} to {high:.1f}) of 12 episodes" in str(outcomes["planned"])
 
 
+def _straight(gap: Any) -> Any:
+    return gap[:2] / np.hypot(*gap[:2])
+
+
 def test_wilson() -> None:
     for successes, number in ((0, 10), (3, 10), (50, 50), (40, 50)):
         theirs = binomtest(successes, number).proportion_ci(method="wilson")
@@ -149,9 +140,13 @@ def test_wilson() -> None:
 
 def test_environments_without_goals() -> None:
     with pytest.raises(ValueError, match=r"Pendulum-v1 has no goals: .*desired_goal"):
-        play(expert_of("random"), {"id": "Pendulum-v1"}, 2, 2)
+        play(Reference("random"), {"id": "Pendulum-v1"}, 2, 2)
+    with pytest.raises(ValueError, match="no expert, so"):
+        play(Reference("expert"), {"id": "Pendulum-v1"}, 2, 2)
+    with pytest.raises(ValueError, match="straight or random"):
+        Reference("best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no 'pose' among .*: .*scene"):
-        play(expert_of("random"), ROOM, 2, 2, state="pose")
+        play(Reference("random"), ROOM, 2, 2, state="pose")
 
 
 # --- A model of its own ----------------------------------------------------------------------------------------------
@@ -244,6 +239,8 @@ def test_from_the_command_line(
     outcome = play(load_planner(trained / "model.ckpt", seed=7), GOALS, 4, 4, 50, seed=7)
     expected = str(outcome).split(";")[0]
     assert f"TwoRoom: {expected}" in captured.out
+    main([*arguments, f"--environment={GOALS}", "--policy=expert"])
+    assert "TwoRoom: success 100.0 % (51.0 to 100.0) of 4 episodes" in capfd.readouterr().out
     with pytest.raises(ValueError, match="give an environment"):
         PlanningTrainer(accelerator="cpu", logger=False).plan(None, None, str(trained / "model.ckpt"))
 

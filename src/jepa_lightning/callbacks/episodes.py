@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
-from jepa_lightning.planning.episodes import Outcome, play
+from jepa_lightning.planning.episodes import Outcome, Reference, play
 from jepa_lightning.planning.policy import Policy, policy_of
 
 
@@ -108,7 +108,7 @@ class Episodes(pl.Callback):
         if outcome is not None and outcome.film and rank == 0:
             self._show(trainer, outcome.film)
 
-    def play(self, policy: Policy, num_episodes: int | None = None, rank: int = 0) -> Outcome:
+    def play(self, policy: Policy | Reference, num_episodes: int | None = None, rank: int = 0) -> Outcome:
         """Play the episodes, or so many of them, by a policy."""
         number = self.num_episodes if num_episodes is None else num_episodes
         return play(

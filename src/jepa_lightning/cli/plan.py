@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 
 from jepa_lightning.callbacks.episodes import Episodes
-from jepa_lightning.planning.policy import load_planner
+from jepa_lightning.planning.episodes import Reference
+from jepa_lightning.planning.policy import Policy, load_planner
 
 
 class PlanningTrainer(pl.Trainer):
@@ -20,6 +21,7 @@ class PlanningTrainer(pl.Trainer):
         ckpt_path: str,
         environment: dict[str, Any] | None = None,
         planner: dict[str, Any] | None = None,
+        policy: Literal["planner", "expert", "straight", "random"] = "planner",
         num_episodes: int = 50,
         num_envs: int = 10,
         max_steps: int | None = None,
@@ -34,6 +36,7 @@ class PlanningTrainer(pl.Trainer):
             environment: `{id: …, …}`, the arguments of `gymnasium.make`; those of the recipe's `Episodes` callbacks
                 without.
             planner: another one than the checkpoint's, `{class_path: …, init_args: {…}}`.
+            policy: who acts; others than the planner are what it is measured against (see `Reference`).
             num_episodes: how many.
             num_envs: environments at once.
             max_steps: steps of an episode at most; as many as the environment lets it have without.
@@ -56,7 +59,11 @@ class PlanningTrainer(pl.Trainer):
                 seed=seed,
                 film=False,
             )
-            policy = load_planner(ckpt_path, planner or each.planner, device=self.strategy.root_device, seed=seed)
-            outcome = played.play(policy)
+            actor: Policy | Reference
+            if policy == "planner":
+                actor = load_planner(ckpt_path, planner or each.planner, device=self.strategy.root_device, seed=seed)
+            else:
+                actor = Reference(policy, seed)
+            outcome = played.play(actor)
             if self.is_global_zero:
                 print(f"{played.name}: {outcome}")

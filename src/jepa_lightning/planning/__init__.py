@@ -3,7 +3,7 @@
 from jepa_lightning.planning.action_world import ActionWorld, Imagined
 from jepa_lightning.planning.cem import CEM
 from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
-from jepa_lightning.planning.episodes import Outcome, play, wilson
+from jepa_lightning.planning.episodes import Outcome, Reference, play, wilson
 from jepa_lightning.planning.gradient import GradientPlanner
 from jepa_lightning.planning.mppi import MPPI
 from jepa_lightning.planning.planner import Cost, Plan, Planner
@@ -26,6 +26,7 @@ __all__ = [
     "Planner",
     "Policy",
     "Projection",
+    "Reference",
     "World",
     "build_planner",
     "load_planner",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,43 @@ class Outcome(NamedTuple):
         )
 
 
+class Reference:
+    """Who needs no model, and what planning is measured against.
+
+    Args:
+        kind: `expert`, the environment's own; `straight`, at the goal, whatever is in between; or `random`.
+        seed: of random actions.
+
+    Raises:
+        ValueError: another kind; when episodes begin, one that has no expert, or no scenes.
+    """
+
+    def __init__(self, kind: Literal["expert", "straight", "random"], seed: int = 0) -> None:
+        if kind not in ("expert", "straight", "random"):
+            raise ValueError(f"a reference is expert, straight or random, got {kind!r}")
+        self.kind, self._random = kind, np.random.default_rng(seed)
+
+    def enter(self, envs: Sequence[Any]) -> None:
+        """Look into the environments."""
+        self.envs = [env.unwrapped for env in envs]
+        needed = {"expert": "expert", "straight": "goal_scene"}.get(self.kind)
+        if needed is not None and not hasattr(self.envs[0], needed):
+            raise ValueError(f"{type(self.envs[0]).__name__} has no {needed}, so that nobody can act as {self.kind}")
+
+    def __call__(self, observation: Array, goal: Array, state: Array | None = None, active: Any = None) -> Array:
+        """The actions, `[N, A]`."""
+        return np.stack([self._action(env) for env in self.envs])
+
+    def _action(self, env: Any) -> Array:
+        if self.kind == "expert":
+            return np.asarray(env.expert())
+        space = env.action_space
+        if self.kind == "random":
+            return self._random.uniform(space.low, space.high)
+        gap = env.goal_scene[:2] - env.scene[:2]
+        return np.asarray(gap / max(float(np.hypot(*gap)), 1e-6))
+
+
 def play(
     policy: Callable[..., Array],
     environment: Mapping[str, Any],
@@ -69,7 +106,8 @@ def play(
 
     Args:
         policy: called with observations, goals, states and which environments still act, see `Policy`. If it has
-            them, `bound` is told the bounds of actions, and `reset` called before each set of episodes.
+            them, `bound` is told the bounds of actions, `enter` given the environments, and `reset` called, before each
+            set of episodes.
         environment: `{"id": …, …}`, the arguments of `gymnasium.make`.
         num_episodes: N.
         num_envs: environments at once.
@@ -97,6 +135,8 @@ def play(
         space = envs.single_action_space
         if hasattr(policy, "bound"):
             policy.bound(space.low, space.high)
+        if hasattr(policy, "enter"):
+            policy.enter(envs.envs)
         if hasattr(policy, "reset"):
             policy.reset()
         goal = _goal(seen, info, environment["id"])
