@@ -1,5 +1,6 @@
 """Episodes: recorded and read back in every layout, cut into windows, normalised; and what is wrong with some."""
 
+import gc
 import json
 import pickle
 import time
@@ -124,6 +125,16 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
             assert np.array_equal(episode[name].read(0, rows), theirs[:rows], equal_nan=True)
             assert np.array_equal(episode[name].read(1, 6, 2), theirs[1:rows][:5:2], equal_nan=True)
             assert episode[name].shape == theirs.shape[1:]
+
+
+def test_a_file_that_was_read_can_be_written_again(tmp_path: Path) -> None:
+    """Once nobody reads it any more."""
+    datamodule = EpisodesDataModule(str(as_hdf5(tmp_path, table())), steps=3, batch_size=2)
+    datamodule.setup()
+    assert len(datamodule.sets["train"][0].action) == 3
+    del datamodule
+    gc.collect()
+    assert len(open_episodes(as_hdf5(tmp_path, table((4,))))) == 1
 
 
 def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,13 @@ def test_load_planner(trained: Path) -> None:
         assert np.array_equal(*actions)
         assert (np.abs(actions[0]) <= 1 + 1e-5).all()
         frame, *_ = env.step(actions[0])
+    for name, options in {"MPPI": {"samples": 32}, "GradientPlanner": {"samples": 4, "iterations": 10}}.items():
+        other = {"class_path": name, "init_args": {"horizon": 3, **options}, "execute": 2}
+        policy = load_planner(trained / "model.ckpt", other, (-1.0, 1.0))
+        actions = np.stack([policy(frame, info["goal"]) for _ in range(10)])
+        assert (np.abs(actions) <= 1 + 1e-5).all()
+        towards = info["goal_scene"][:2] - env.unwrapped.scene[:2]
+        assert actions.sum(0) @ towards > 0
     gentle = {**PLAN, "init_args": {**PLAN["init_args"], "horizon": 2}, "last": 1}
     assert load_planner(trained / "model.ckpt", planner=gentle).planner.horizon == 2
 

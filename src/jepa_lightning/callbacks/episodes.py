@@ -104,7 +104,7 @@ class Episodes(pl.Callback):
         if succeeded:
             logged["steps"] = steps / succeeded
         for name, value in logged.items():
-            pl_module.log(f"plan/{self.name}/{name}", value)
+            pl_module.log(f"plan/{self.name}/{name}", value, sync_dist=ranks > 1)
         if outcome is not None and outcome.film and rank == 0:
             self._show(trainer, outcome.film)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,32 +49,47 @@ class ArrayColumn:
         return np.asarray(self.array[self.start + start : self.start + min(stop, len(self)) : step])
 
 
-class HDF5Array:
-    """A data set of an HDF5 file, opened where it is read: in each process anew.
+class HDF5File:
+    """An HDF5 file that is opened where it is read first: in each process anew, and no longer than anything reads it.
 
     Args:
         path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file: Any = None
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_file": None, "_process": 0}
+
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows of a data set."""
+        import h5py
+
+        if self._file is None or self._process != os.getpid():
+            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+        return np.asarray(self._file[name][rows])
+
+
+class HDF5Array:
+    """A data set of an HDF5 file.
+
+    Args:
+        file: the file.
         name: of the data set.
         shape: its shape.
     """
 
-    _open: dict[str, Any] = {}  # noqa: RUF012 - the files that this process has open
-
-    def __init__(self, path: str, name: str, shape: tuple[int, ...]) -> None:
-        self.path, self.name, self.shape = path, name, shape
+    def __init__(self, file: HDF5File, name: str, shape: tuple[int, ...]) -> None:
+        self.file, self.name, self.shape = file, name, shape
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Array:
-        import os
-
-        import h5py
-
-        key = f"{os.getpid()}:{self.path}"
-        if key not in self._open:
-            self._open[key] = h5py.File(self.path, "r")
-        return np.asarray(self._open[key][self.name][rows])
+        return self.file.read(self.name, rows)
 
 
 class VideoColumn:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jepa_lightning.data.episodes.columns import Array, ArrayColumn, Column, Episode, HDF5Array, VideoColumn
+from jepa_lightning.data.episodes.columns import Array, ArrayColumn, Column, Episode, HDF5Array, HDF5File, VideoColumn
 
 # What says where the episodes of a table end, and how; the first that a table has counts.
 _ENDS: dict[str, Callable[[Array], Array]] = {
@@ -85,20 +85,20 @@ def _open_hdf5(path: Path) -> list[Episode]:
         raise ImportError(
             'HDF5 files are read by h5py, which is in the extra `control`: pip install "jepa-lightning[control]"'
         ) from error
+    shared = HDF5File(str(path))
     with h5py.File(path, "r") as file:
         top = file["data"] if set(file) == {"data"} and isinstance(file["data"], h5py.Group) else file
         groups = [name for name in top if isinstance(top[name], h5py.Group) and name.rpartition("_")[2].isdigit()]
         if groups:
             groups.sort(key=lambda name: int(name.rpartition("_")[2]))
-            return [
-                {name: ArrayColumn(array) for name, array in _hdf5_arrays(path, top[group]).items()} for group in groups
-            ]
-        arrays = _hdf5_arrays(path, file)
+            found = [_hdf5_arrays(shared, top[group]) for group in groups]
+            return [{name: ArrayColumn(array) for name, array in arrays.items()} for arrays in found]
+        arrays = _hdf5_arrays(shared, file)
         index = {name: file[name][:] for name in arrays if name in _INDEX}
         return _cut({**arrays, **index}, path)
 
 
-def _hdf5_arrays(path: Path, group: Any) -> dict[str, HDF5Array]:
+def _hdf5_arrays(file: HDF5File, group: Any) -> dict[str, HDF5Array]:
     """All data sets of a group by their paths in it, one row a step."""
     import h5py
 
@@ -106,7 +106,7 @@ def _hdf5_arrays(path: Path, group: Any) -> dict[str, HDF5Array]:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim:
-            found[name] = HDF5Array(str(path), item.name, tuple(item.shape))
+            found[name] = HDF5Array(file, item.name, tuple(item.shape))
 
     group.visititems(visit)
     return found
