@@ -1,6 +1,7 @@
 """A few random images in the formats that data sets have on disk."""
 
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -9,10 +10,26 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import h5py
 import numpy as np
 from PIL import Image
 
 RNG = np.random.default_rng(0)
+
+
+def write_droid(root: Path, episodes: int = 2, frames: int = 40) -> None:
+    """Episodes as in DROID's raw release: a video of each camera, named by its number, and what the robot was like."""
+    for number in range(episodes):
+        folder = root / "lab" / "success" / f"episode_{number}"
+        (folder / "recordings" / "MP4").mkdir(parents=True)
+        write_video(folder / "recordings" / "MP4" / "23404442.mp4", num_frames=frames)
+        told = {"left_mp4_path": f"success/episode_{number}/recordings/MP4/23404442.mp4", "success": True}
+        (folder / "metadata_lab.json").write_text(json.dumps(told))
+        with h5py.File(folder / "trajectory.h5", "w") as file:
+            pose = np.random.default_rng(number).uniform(0.2, 0.8, (frames, 6))
+            file["observation/robot_state/cartesian_position"] = pose
+            file["observation/robot_state/gripper_position"] = np.linspace(0, 1, frames)
+            file["action/cartesian_position"] = pose
 
 
 def write_mnist(root: Path, name: str, train: int = 40, test: int = 12) -> None:

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, LeJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
 from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
@@ -203,6 +203,35 @@ class Case(NamedTuple):
     data: Callable[[int], Any]
 
 
+class Driven(NamedTuple):
+    """Episodes of frames `[B, 3, 4, 16, 16]`, actions `[B, 4, 2]` and states `[B, 4, 3]`, and a class."""
+
+    observation: Tensor
+    action: Tensor
+    state: Tensor
+    kind: Tensor
+
+
+def driven(count: int = 16) -> Driven:
+    observed, kind = clips(count)
+    return Driven(observed, toys.numbers(7, count, 4, 2), toys.numbers(8, count, 4, 3), kind)
+
+
+SMALL_ENCODER = {"image_size": [16, 16], "num_frames": 2, "patch_size": [8, 8], "embed_dim": 24, "depth": 1}
+TINY_AC: dict[str, Any] = {
+    "encoder": {
+        "class_path": "jepa_lightning.networks.VideoTransformer",
+        "init_args": SMALL_ENCODER | {"num_heads": 2, "positions": "rope"},
+    },
+    "action_dim": 2,
+    "state_dim": 3,
+    "next_state": "keep",
+    "predictor_embed_dim": 16,
+    "predictor_depth": 2,
+    "predictor_num_heads": 2,
+    "warmup": 0.0,
+}
+
 # What a method reads that has neither images nor, where there are `num_frames`, clips.
 DATA: dict[str, Callable[[int], Any]] = {}
 OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
@@ -215,6 +244,7 @@ CASES: dict[str, Case] = {
     "unequal lengths": Case(toys.SeriesJEPA, {"warmup": 0.0}, toys.series),
     "three predictions": Case(toys.ThreePredictions, {"warmup": 0.0}, toys.sets),
     "frozen encoder": Case(toys.Frozen, OF_IMAGES, images),
+    "V-JEPA 2-AC": Case(VJEPA2AC, TINY_AC, driven),
     "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
 }
 

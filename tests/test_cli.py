@@ -16,6 +16,7 @@ import yaml
 from fake_data import (
     cut_up,
     write_cifar,
+    write_droid,
     write_imagenet,
     write_imagenette,
     write_mnist,
@@ -361,7 +362,8 @@ def test_the_last_checkpoint_of_runs_with_a_logger(logger: list[str]) -> None:
 
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 EVALUATIONS = [name for name in ALL if name.startswith("evaluation/")]
-NAMES = [name for name in ALL if name not in EVALUATIONS and not name.startswith("cluster/")]
+WORLDS = [name for name in ALL if name.startswith("vjepa2ac/")]
+NAMES = [name for name in ALL if name not in (*EVALUATIONS, *WORLDS) and not name.startswith("cluster/")]
 # Millions of parameters of encoder and predictor, as published (see test_checkpoints.py).
 PUBLISHED = {
     "ijepa/imagenet_vitb16.yaml": (85.8, 11.3),
@@ -487,6 +489,42 @@ def test_recipe(name: str, data: Path) -> None:
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
     size = module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
+
+
+# Up to ten seconds: episodes are recorded and played.
+@pytest.mark.parametrize("name", WORLDS)
+def test_world_model_recipe(name: str, tmp_path: Path) -> None:
+    """A step of training and one of validation on few episodes, and, of what plans in an environment, a plan."""
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    model, data, trainer = (recipe[part].get("init_args", recipe[part]) for part in ("model", "data", "trainer"))
+    if name == "vjepa2ac/droid_vitg16.yaml":
+        module = built(recipe)
+        counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.target_encoder, module.predictor)]
+        assert counts == pytest.approx([1012.2, 305.2], abs=0.06)
+        assert data["batch_size"] * trainer["devices"] * trainer["num_nodes"] == 256
+        assert trainer["max_steps"] == 315 * 300
+        write_droid(tmp_path / "droid")
+        model["encoder"]["init_args"] |= {"depth": 1, "embed_dim": 24, "num_heads": 2, "image_size": [32, 32]}
+        model |= {"predictor_depth": 1, "predictor_embed_dim": 32, "predictor_num_heads": 2}
+        data |= {"root": str(tmp_path / "droid"), "image_size": 32, "held_out": 0.5}
+        trainer |= {"num_nodes": 1, "precision": "32-true"}
+    else:
+        data |= {"num_episodes": 3, "max_steps": 30}
+    plans = [entry["init_args"] for entry in trainer["callbacks"] if entry["class_path"] == "Episodes"]
+    for entry in plans:
+        entry |= {"num_episodes": 2, "max_steps": 5}
+        model["planner"]["init_args"] |= {"samples": 4, "elites": 2, "iterations": 1}
+    arguments = ["--config", to_yaml("recipe.yaml", recipe), "--data.num_workers=0", "--data.batch_size=2", SPY, *RUN]
+    arguments += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
+    main(["fit", *arguments])
+    assert Spy.seen["trainer"].global_step == 1
+    metrics = Spy.seen["trainer"].callback_metrics
+    assert torch.isfinite(metrics["train/loss"])
+    assert torch.isfinite(metrics["val/loss"])
+    assert ("plan/TwoRoom/success" in metrics) == bool(plans)
+    if plans:
+        (saved,) = Path().rglob("last.ckpt")
+        main(["plan", *arguments, f"--ckpt_path={saved}", "--num_episodes=2"])
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import loader
+from helpers import TINY_AC, loader, quiet_trainer
 from torch.utils.data import TensorDataset
 
 import jepa_lightning
-from jepa_lightning import IJEPA, RECIPES
+from jepa_lightning import IJEPA, RECIPES, VJEPA2AC, EpisodesDataModule
 from jepa_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +57,19 @@ def write_official(path: Path) -> None:
     torch.save({key: {f"module.{name}": value for name, value in state.items()} for key, state in states.items()}, path)
 
 
+def write_world_model(path: Path) -> None:
+    """A tiny one of TwoRoom that was trained for a step."""
+    planner = {"class_path": "CEM", "init_args": {"horizon": 2, "samples": 4, "elites": 2, "iterations": 1}}
+    module = VJEPA2AC(**TINY_AC | {"action_dim": 10, "state_dim": 0, "planner": planner})
+    data = EpisodesDataModule(
+        environment={"id": "jepa_lightning/TwoRoom-v0"}, observation="scene", draw=True, num_episodes=2, max_steps=20,
+        steps=3, stride=5, batch_size=2, held_out=0.0,
+    )  # fmt: skip
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(path)
+
+
 def labelled(number: int, size: int = 64) -> Any:
     """Batches of images with a class."""
     return loader(TensorDataset(torch.randn(number, 3, size, size), torch.arange(number) % 10))
@@ -67,14 +80,16 @@ def labelled(number: int, size: int = 64) -> Any:
 def test_code() -> None:
     """In the order of the page, each piece with what the ones before have defined."""
     write_official(Path("IN1K-vit.h.14-300e.pth.tar"))
+    write_world_model(Path("two_room.ckpt"))
     names: dict[str, Any] = {"train_loader": labelled(4), "val_loader": labelled(4)}
     code = blocks(ROOT / "README.md", "python")
-    assert len(code) == 3
+    assert len(code) == 4
     for piece in code:
         exec(compile(piece, "README.md", "exec"), names)
     assert names["trainer"].global_step == 10
     assert {"train/target_std", "probe/knn/accuracy", "probe/linear/accuracy"} <= set(names["trainer"].callback_metrics)
     assert names["features"].shape == (1, 384)
+    assert names["frame"].shape == (64, 64, 3)
     assert type(names["module"]) is IJEPA
     assert names["module"].hparams.lr == 1e-4
     assert sorted(path.name for path in Path("my-ijepa").iterdir()) == ["config.json", "model.safetensors"]
@@ -133,7 +148,10 @@ def test_links() -> None:
 def test_methods_are_listed() -> None:
     """Every module of the package in README's table."""
     table = (ROOT / "README.md").read_text().split("## Methods")[1].split("##")[0]
-    public = {name for name in dir(jepa_lightning) if name.endswith(("JEPA", "JEPA2"))} - {"JEPA", "MaskedJEPA"}
+    public = {name for name in dir(jepa_lightning) if name.endswith(("JEPA", "JEPA2", "JEPA2AC"))} - {
+        "JEPA",
+        "MaskedJEPA",
+    }
     assert set(re.findall(r"\| `(\w+)` \|", table)) == public
 
 

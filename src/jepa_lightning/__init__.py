@@ -3,10 +3,17 @@
 from importlib.metadata import version
 from pathlib import Path
 
-from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
+from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, planning, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
-from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
-from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.data import (
+    EpisodesDataModule,
+    ImageDataModule,
+    MovingShapesDataModule,
+    ShapesDataModule,
+    VideoDataModule,
+)
+from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.planning import load_planner
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
@@ -23,6 +30,8 @@ __all__ = [
     "RECIPES",
     "VJEPA",
     "VJEPA2",
+    "VJEPA2AC",
+    "EpisodesDataModule",
     "ImageDataModule",
     "Latents",
     "LeJEPA",
@@ -36,10 +45,12 @@ __all__ = [
     "callbacks",
     "evaluation",
     "load_encoder",
+    "load_planner",
     "losses",
     "masking",
     "metrics",
     "networks",
+    "planning",
     "save_for_timm",
     "save_for_transformers",
     "schedules",

@@ -2,6 +2,7 @@
 
 from jepa_lightning.callbacks.cockpit import Cockpit
 from jepa_lightning.callbacks.collapse import CollapseError, CollapseMonitor
+from jepa_lightning.callbacks.episodes import Episodes
 from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.guard import BadStepsError, GradientGuard
 from jepa_lightning.callbacks.lidar import LiDARMonitor
@@ -19,6 +20,7 @@ __all__ = [
     "CollapseError",
     "CollapseMonitor",
     "EMATargetEncoder",
+    "Episodes",
     "FeatureWriter",
     "GradientGuard",
     "KNNProbe",

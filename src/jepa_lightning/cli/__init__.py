@@ -27,6 +27,7 @@ from jepa_lightning.checkpoints import SafeCheckpointIO, load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
+from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.cli.summary import SavedConfig, summary
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
@@ -36,7 +37,7 @@ from jepa_lightning.modules import JEPA
 SAID = ("💡 Tip", "GPU available: False", "TPU available: False", "`Trainer.fit` stopped: `max_")
 
 
-class EvaluatingTrainer(pl.Trainer):
+class EvaluatingTrainer(PlanningTrainer):
     """A Trainer for a subcommand more."""
 
     def evaluate(
@@ -88,8 +89,9 @@ class JEPACLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """One more: `evaluate`."""
-        return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+        """Two more: `evaluate` and `plan`."""
+        both = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "evaluate": both, "plan": both}
 
     def fit(self, **options: Any) -> None:
         """Train; say what has come of it, also if the training is interrupted or fails."""
@@ -202,7 +204,7 @@ class JEPACLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run `jepa fit|validate|test|predict|evaluate --config …`.
+    """Run `jepa fit|validate|test|predict|evaluate|plan --config …`.
 
     Configurations under `recipes/` that the working directory does not have are those of the installed package.
 

@@ -53,7 +53,7 @@ def nulls(config: Any) -> Iterator[str]:
     elif isinstance(config, Namespace | dict):
         given = vars(config) if isinstance(config, Namespace) else config
         options = given.get("init_args") if isinstance(given.get("class_path"), str) else None
-        if options is not None:
+        if options is not None and "." in given["class_path"]:  # a short name is told apart by whoever builds it
             known = parameters(given["class_path"])
             for name, value in (vars(options) if isinstance(options, Namespace) else options).items():
                 kind = known[name].annotation if name in known else inspect.Parameter.empty

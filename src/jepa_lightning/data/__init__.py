@@ -1,5 +1,6 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, image data sets, and videos."""
+"""Data modules: rendered shapes and moving shapes, which need no download, image data sets, videos, and episodes."""
 
+from jepa_lightning.data.episodes import EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
 from jepa_lightning.data.synthetic import (
@@ -13,6 +14,8 @@ from jepa_lightning.data.synthetic import (
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 __all__ = [
+    "EpisodeBatch",
+    "EpisodesDataModule",
     "ImageBatch",
     "ImageDataModule",
     "MovingShapesBatch",

@@ -1,5 +1,6 @@
 """Encoders and predictors: plain `nn.Module`s that draw no masks, compute no loss and own no optimiser."""
 
+from jepa_lightning.networks.action_predictor import ActionPredictor
 from jepa_lightning.networks.attentive import AttentivePooler
 from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.build import build_network
@@ -11,6 +12,7 @@ from jepa_lightning.networks.tokens import gather_tokens, hide_patches
 from jepa_lightning.networks.transformer import Transformer
 
 __all__ = [
+    "ActionPredictor",
     "AttentivePooler",
     "Block",
     "PatchEmbed",

@@ -1,0 +1,21 @@
+"""Environments to plan in, drawn with NumPy; Gymnasium makes them by `jepa_lightning/TwoRoom-v0` and the like.
+
+They need the extra `control`: `pip install "jepa-lightning[control]"`.
+"""
+
+try:
+    import gymnasium
+except ImportError as error:
+    raise ImportError(
+        'environments are built on gymnasium, which is in the extra `control`: pip install "jepa-lightning[control]"'
+    ) from error
+
+from jepa_lightning.environments.point_mass import REWARDS, PointMass
+from jepa_lightning.environments.rooms import FourRoom, Rooms, TwoRoom
+from jepa_lightning.environments.scenes import SceneEnv
+
+# Steps after which an episode ends, unless `gymnasium.make` is given others.
+for _name, _steps in {"TwoRoom": 200, "FourRoom": 400, "PointMass": 200}.items():
+    gymnasium.register(f"jepa_lightning/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=_steps)
+
+__all__ = ["REWARDS", "FourRoom", "PointMass", "Rooms", "SceneEnv", "TwoRoom"]

@@ -1,0 +1,235 @@
+"""TwoRoom and FourRoom: a dot that has to find its way through doors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from jepa_lightning.environments.layout import SIDE, Door, Layout, Painter
+from jepa_lightning.environments.scenes import Array, SceneEnv, chosen
+
+RED = (255, 0, 0)
+GREEN = (0, 160, 0)
+DISTRACTORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
+TELEPORT = 1 - math.exp(-1 / 35)  # of a distractor, in each step
+
+
+class Rooms(SceneEnv):
+    """A red dot in rooms, moved by actions in [−1, 1]²; the goal is a place within 16 pixels of 224.
+
+    A scene is the position, the number of the closed door (−1: none) and the positions of distractors (−1 where there
+    are none), in pixels of an image of 224, whatever the size that is drawn.
+
+    `reset(options={"position": …, "goal": …, "closed_door": …})` says where an episode begins.
+
+    Args:
+        layout: the rooms.
+        max_distractors: dots of other colours that may move around.
+        observation: `pixels` or `scene`.
+        image_size: rows and columns of a frame, 56 or more.
+        endless: whether an episode goes on with another goal at success.
+        goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        render_mode: `rgb_array` or None.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    success_distance = 16.0
+
+    def __init__(
+        self,
+        layout: Layout,
+        max_distractors: int,
+        observation: Literal["pixels", "scene"],
+        image_size: int,
+        endless: bool,
+        goal_steps: int | None,
+        render_mode: str | None,
+    ) -> None:
+        if image_size < 56:
+            raise ValueError(f"at image_size={image_size} the walls would be lost between pixels: give 56 or more")
+        if goal_steps is not None and goal_steps * layout.speed <= self.success_distance:
+            raise ValueError(
+                f"within goal_steps={goal_steps} the expert never leaves the place that counts as the goal"
+            )
+        numbers = 3 + 2 * max_distractors
+        low, high = np.full(numbers, -1.0), np.full(numbers, float(SIDE))
+        high[2] = len(layout.doors) - 1
+        super().__init__(observation, image_size, endless, render_mode, low, high)
+        self.layout, self.max_distractors, self.goal_steps = layout, max_distractors, goal_steps
+        self.painter = Painter(layout, image_size)
+
+    def draw(self, scene: Array) -> Array:
+        """The frame of a scene `[S]`."""
+        return self.painter.frame(self._blobs(scene), int(scene[2]))
+
+    def draw_marked(self, scene: Array, goal: Array) -> Array:
+        """The frame of a scene, with the place of a goal."""
+        return self.painter.frame([(goal[:2], GREEN), *self._blobs(scene)], int(scene[2]))
+
+    def begin(self, options: dict[str, Any]) -> None:
+        """Draw what the options do not say: the closed door, the distractors, start and goal."""
+        closed = options.pop("closed_door", None)
+        closed = self.draw_closed() if closed is None else int(closed)
+        if not -1 <= closed < len(self.layout.doors):
+            raise ValueError(f"closed_door is -1 or one of the doors 0 to {len(self.layout.doors) - 1}, got {closed}")
+        position, goal = chosen(options, "position", "start"), chosen(options, "goal", "place")
+        if options:
+            raise ValueError(f"a reset has the options position, goal and closed_door, not {', '.join(options)}")
+        self.closed_door = closed
+        self.scene = np.full(3 + 2 * self.max_distractors, -1.0)
+        self.scene[2] = closed
+        count = self.draw_number()
+        self.distractors = np.array([self.layout.draw_free(self.np_random) for _ in range(count)]).reshape(count, 2)
+        self.headings = self.np_random.uniform(-np.pi, np.pi, count)
+        self.scene[:2] = self.layout.draw_free(self.np_random) if position is None else position
+        self._put_distractors()
+        if goal is None:
+            self.new_goal()
+        else:
+            self._set_goal(goal)
+
+    def draw_closed(self) -> int:
+        """The door that is closed in an episode."""
+        return -1
+
+    def draw_number(self) -> int:
+        """The number of distractors in an episode."""
+        return 0
+
+    def advance(self, action: Array) -> None:
+        """Move the dot, then the distractors."""
+        layout, rng = self.layout, self.np_random
+        self.scene[:2] = layout.move(self.scene[:2], action, self.closed_door)
+        if len(self.distractors):
+            direction = np.stack([np.cos(self.headings), np.sin(self.headings)], 1)
+            # They have a speed of their own, 2.5 pixels.
+            self.distractors = layout.move(self.distractors, direction * 2.5 / layout.speed, self.closed_door)
+            for number in np.flatnonzero(rng.random(len(self.distractors)) < TELEPORT):
+                self.distractors[number] = layout.draw_free(rng)
+                self.headings[number] = rng.uniform(-np.pi, np.pi)
+            self._put_distractors()
+
+    def expert(self) -> Array:
+        """A unit step towards the next waypoint; where that is nearer than a step, just to it."""
+        target = self.layout.waypoint(self.scene[:2], self.goal_scene[:2], self.closed_door)
+        return self._towards(self.scene[:2], target)
+
+    def new_goal(self) -> None:
+        """A place that counts as another, or where the expert gets within `goal_steps` steps."""
+        while True:
+            goal = self.layout.draw_free(self.np_random)
+            if self.goal_steps is not None:
+                goal = self._on_the_way(goal, self.goal_steps)
+            if np.hypot(*(goal - self.scene[:2])) >= self.success_distance:
+                return self._set_goal(goal)
+
+    def _on_the_way(self, goal: Array, steps: int) -> Array:
+        position = self.scene[:2]
+        for _ in range(steps):
+            action = self._towards(position, self.layout.waypoint(position, goal, self.closed_door))
+            position = self.layout.move(position, action, self.closed_door)
+        return position
+
+    def _towards(self, position: Array, target: Array) -> Array:
+        gap = (target - position) / self.layout.speed
+        return gap / max(1.0, float(np.hypot(*gap)))
+
+    def _set_goal(self, goal: Array) -> None:
+        self.goal_scene = self.scene.copy()
+        self.goal_scene[:2] = goal
+
+    def _put_distractors(self) -> None:
+        self.scene[3 : 3 + 2 * len(self.distractors)] = self.distractors.ravel()
+
+    def _blobs(self, scene: Array) -> list[tuple[Array, tuple[int, int, int]]]:
+        places = zip(np.reshape(scene[3:], (-1, 2)), DISTRACTORS, strict=False)
+        return [(place, colour) for place, colour in places if place[0] >= 0] + [(scene[:2], RED)]
+
+
+class TwoRoom(Rooms):
+    """Two rooms and a door, as LeWorldModel's Two-Room.
+
+    Its published task is a goal 25 steps away within 50 steps: `TwoRoom(goal_steps=25)`, with a budget of 50. PLDM's
+    and eb_jepa's rooms of 65 pixels are another task.
+
+    Args:
+        door: centre of the door along the wall, in pixels of 224.
+        observation: `pixels` or `scene`.
+        image_size: rows and columns of a frame.
+        endless: whether an episode goes on with another goal at success.
+        goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        render_mode: `rgb_array` or None.
+
+    Source: LeWorldModel (arXiv 2603.19312); geometry of `stable_worldmodel`'s TwoRoom.
+    """
+
+    def __init__(
+        self,
+        door: float = 49.0,
+        observation: Literal["pixels", "scene"] = "pixels",
+        image_size: int = 64,
+        endless: bool = False,
+        goal_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if not 28 <= door <= 196:
+            raise ValueError(f"a door at {door} would lie in the border: give 28 to 196")
+        layout = Layout([Door(0, door, 14.0)], [0], radius=7.0, speed=5.0, thickness=10)
+        super().__init__(layout, 0, observation, image_size, endless, goal_steps, render_mode)
+
+
+class FourRoom(Rooms):
+    """Four rooms and four doors, one of which may be closed, and distractors that move and jump, as in H-JEPA.
+
+    Doors: 0 above and 1 below in the vertical wall, 2 left and 3 right in the horizontal one.
+
+    Args:
+        distractors: the least and the largest number of distractors, up to five.
+        closing: probability that a door is closed in an episode.
+        radius: of the dots in pixels of 224.
+        speed: of the dot, pixels a step.
+        observation: `pixels` or `scene`.
+        image_size: rows and columns of a frame.
+        endless: whether an episode goes on with another goal at success.
+        goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        render_mode: `rgb_array` or None.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Source: H-JEPA (arXiv 2610.06805), FourRoom with distractors.
+    """
+
+    def __init__(
+        self,
+        distractors: tuple[int, int] = (1, 1),
+        closing: float = 0.5,
+        radius: float = 3.5,
+        speed: float = 2.5,
+        observation: Literal["pixels", "scene"] = "pixels",
+        image_size: int = 64,
+        endless: bool = False,
+        goal_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if not 0 <= distractors[0] <= distractors[1] <= len(DISTRACTORS):
+            raise ValueError(f"distractors are the least and the largest number, 0 to 5, got {distractors}")
+        if not 0 <= closing <= 1:
+            raise ValueError(f"closing is a probability, got {closing}")
+        doors = [Door(0, 56.0, 16.0), Door(0, 168.0, 16.0), Door(1, 56.0, 16.0), Door(1, 168.0, 16.0)]
+        layout = Layout(doors, [0, 1], radius, speed, thickness=10)
+        super().__init__(layout, distractors[1], observation, image_size, endless, goal_steps, render_mode)
+        self.least_distractors, self.closing = distractors[0], closing
+
+    def draw_closed(self) -> int:
+        """None, or any of the four."""
+        closed = self.np_random.random() < self.closing
+        return int(self.np_random.integers(4)) if closed else -1
+
+    def draw_number(self) -> int:
+        """Any number in the range."""
+        return int(self.np_random.integers(self.least_distractors, self.max_distractors + 1))
