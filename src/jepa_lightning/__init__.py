@@ -6,7 +6,7 @@ from pathlib import Path
 from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
-from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, TSJEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
@@ -21,6 +21,7 @@ __all__ = [
     "IJEPA",
     "JEPA",
     "RECIPES",
+    "TSJEPA",
     "VJEPA",
     "VJEPA2",
     "ImageDataModule",
