@@ -5,7 +5,13 @@ from pathlib import Path
 
 from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
-from jepa_lightning.data import ImageDataModule, MovingShapesDataModule, ShapesDataModule, VideoDataModule
+from jepa_lightning.data import (
+    ImageDataModule,
+    MovingShapesDataModule,
+    SeriesDataModule,
+    ShapesDataModule,
+    VideoDataModule,
+)
 from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, TSJEPA, VJEPA, VJEPA2, LeJEPA, MaskedJEPA, Teacher
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -30,6 +36,7 @@ __all__ = [
     "MaskedJEPA",
     "MovingShapesDataModule",
     "Prediction",
+    "SeriesDataModule",
     "ShapesDataModule",
     "Teacher",
     "Tokens",

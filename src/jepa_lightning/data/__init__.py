@@ -1,7 +1,8 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, image data sets, and videos."""
+"""Data modules: rendered shapes and moving shapes, which need no download, images, videos, and time series."""
 
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
+from jepa_lightning.data.series import SeriesDataModule
 from jepa_lightning.data.synthetic import (
     MovingShapesBatch,
     MovingShapesDataModule,
@@ -20,6 +21,7 @@ __all__ = [
     "MovingShapesDataset",
     "Order",
     "ResumableLoader",
+    "SeriesDataModule",
     "ShapesBatch",
     "ShapesDataModule",
     "ShapesDataset",
