@@ -73,7 +73,7 @@ class Scaling:
             squares = np.where(there, (window - mean) ** 2, 0).sum(0, dtype=np.float64)
             std = _positive(np.sqrt(squares / count))
         undo = Undo(mean, std)
-        return (window - mean) / std, undo
+        return undo.scale(window), undo
 
     def state(self) -> dict[str, Any]:
         """Plain values, to be stored in a checkpoint."""
@@ -94,6 +94,10 @@ class Undo:
     def __call__(self, scaled: Array) -> Array:
         """Scaled numbers `[..., C]` in the units of the data."""
         return scaled * self.std + self.mean
+
+    def scale(self, values: Array) -> Array:
+        """Numbers `[..., C]` in the units of the data on the scale of the window."""
+        return (values - self.mean) / self.std
 
 
 def _positive(std: Array) -> Array:
