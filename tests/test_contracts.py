@@ -128,7 +128,7 @@ def test_evaluate(name: str) -> None:
         assert "regression" in {reading.probe for reading in readings if reading.label == "position"}
 
 
-@pytest.mark.parametrize("name", ["unequal lengths", "LeJEPA"])
+@pytest.mark.parametrize("name", ["unequal lengths", "LeJEPA", "TS-JEPA"])
 def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a checkpoint whose encoder nobody but its own method knows, the method's features."""
     monkeypatch.chdir(tmp_path)
