@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
 from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
@@ -161,6 +161,21 @@ def random_clips(num_clips: int = 8, frames: int = 4, size: int | tuple[int, int
     return torch.randn(num_clips, channels, frames, rows, columns, generator=generator)
 
 
+# --- Series ----------------------------------------------------------------------------------------------------------
+
+GOLDEN_SERIES = Path(__file__).parent / "golden" / "ts_jepa"
+TINY_SERIES: dict[str, Any] = {
+    "num_steps": 40,
+    "patch_size": 4,
+    "in_channels": 2,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "predictor_embed_dim": 8,
+    "predictor_depth": 1,
+    "warmup": 0.0,
+}
+
 # --- Every method ----------------------------------------------------------------------------------------------------
 # A method that is added to METHODS is tested for everything that test_contracts.py and test_scale.py ask of all.
 
@@ -175,6 +190,7 @@ METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
     "LeJEPA": (LeJEPA, VIEWS),
     "V-JEPA": (VJEPA, TINY_VIDEO),
     "V-JEPA 2": (VJEPA2, TINY_VIDEO),
+    "TS-JEPA": (TSJEPA, TINY_SERIES),
 }
 
 
@@ -193,6 +209,16 @@ def images(count: int = 16) -> Observed:
 def clips(count: int = 16) -> Observed:
     kind = torch.arange(count) % 2
     return Observed(random_clips(count) + 2 * kind.view(-1, 1, 1, 1, 1), kind)
+
+
+def random_series(number: int = 16, steps: int = 40, channels: int = 2) -> Tensor:
+    """The same noise `[number, steps, channels]` at every call."""
+    return torch.randn(number, steps, channels, generator=torch.Generator().manual_seed(number))
+
+
+def series(count: int = 16) -> Observed:
+    kind = torch.arange(count) % 2
+    return Observed(random_series(count) + 2 * kind.view(-1, 1, 1), kind)
 
 
 class Case(NamedTuple):
@@ -233,7 +259,7 @@ TINY_AC: dict[str, Any] = {
 }
 
 # What a method reads that has neither images nor, where there are `num_frames`, clips.
-DATA: dict[str, Callable[[int], Any]] = {}
+DATA: dict[str, Callable[[int], Any]] = {"TS-JEPA": series}
 OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
 CASES: dict[str, Case] = {
     **{
@@ -284,6 +310,8 @@ def plain(name: str, **options: Any) -> Any:
 
 def observations(name: str, number: int = 16) -> Tensor:
     """What a method trains on, without classes."""
+    if name in DATA:
+        return DATA[name](number)[0]
     return random_clips(number) if "num_frames" in METHODS[name][1] else random_images(number)
 
 

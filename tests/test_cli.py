@@ -404,6 +404,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_imagenette(root)
     write_imagenet(root)
     write_videos(root / "videos")
+    rows = "\n".join(f"{number},{number % 7}" for number in range(2000))
+    (root / "series.csv").write_text(f"second,x\n{rows}\n")
     return root
 
 
@@ -431,8 +433,9 @@ def test_networks_are_of_the_size_of_the_data() -> None:
     for name in NAMES:
         recipe = yaml.safe_load((RECIPES / name).read_text())
         model, data = (recipe[part]["init_args"] for part in ("model", "data"))
-        assert data.get("image_size", model["image_size"]) == model["image_size"], name
+        assert data.get("image_size", model.get("image_size")) == model.get("image_size"), name
         assert data.get("num_frames", 1) == model.get("num_frames", 1), name
+        assert data.get("window", model.get("num_steps")) == model.get("num_steps"), name
         if name not in PUBLISHED:
             built(recipe)
 
@@ -455,7 +458,7 @@ def test_published_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe(name: str, data: Path) -> None:
-    """A step of training and one of validation, by small networks, on images or clips of the recipe's size."""
+    """A step of training and one of validation, by small networks, on data of the recipe's size."""
     recipe = yaml.safe_load((RECIPES / name).read_text())
     kind = recipe["data"]["class_path"]
     arguments = ["--config", str(RECIPES / name), "--trainer.fast_dev_run=true", "--data.num_workers=0", SPY, *RUN]
@@ -471,6 +474,9 @@ def test_recipe(name: str, data: Path) -> None:
         arguments += ["--model.projector=[24,16]"]
     if kind == "ImageDataModule":
         arguments += [f"--data.root={data}"]
+    elif kind == "SeriesDataModule":
+        if recipe["data"]["init_args"]["source"] == "series.csv":
+            arguments += [f"--data.source={data / 'series.csv'}", "--data.time=second"]
     elif kind == "VideoDataModule":
         arguments += [f"--data.root={data / 'videos'}"]
         for part in ("model", "data"):
@@ -484,9 +490,13 @@ def test_recipe(name: str, data: Path) -> None:
     assert torch.isfinite(metrics["train/loss"])
     assert torch.isfinite(metrics["val/loss"])
     probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
-    assert probes or name == "vjepa/clips.yaml"
+    assert probes or name in ("vjepa/clips.yaml", "tsjepa/csv.yaml")
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
+    if kind == "SeriesDataModule":
+        sizes = [module.hparams.num_steps, module.hparams.in_channels]
+        assert list(next(iter(trainer.datamodule.train_dataloader())).series.shape[1:]) == sizes
+        return
     size = module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]
 

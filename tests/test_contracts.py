@@ -128,7 +128,7 @@ def test_evaluate(name: str) -> None:
         assert "regression" in {reading.probe for reading in readings if reading.label == "position"}
 
 
-@pytest.mark.parametrize("name", ["unequal lengths", "LeJEPA"])
+@pytest.mark.parametrize("name", ["unequal lengths", "LeJEPA", "TS-JEPA"])
 def test_evaluate_and_predict_on_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a checkpoint whose encoder nobody but its own method knows, the method's features."""
     monkeypatch.chdir(tmp_path)
@@ -193,7 +193,10 @@ def test_the_context_does_not_see_what_is_hidden(name: str) -> None:
     for kind, (context, _) in module.kinds(masks).items():
         grid = module.grid_of(observation)
         tokens = torch.zeros(3, math.prod(grid)).scatter(1, context, 1.0).view(3, 1, *grid)
-        seen = F.interpolate(tokens, observation.shape[2:]).bool()
+        if len(grid) == 1:  # of series, whose channels come last
+            seen = F.interpolate(tokens, observation.shape[1:2]).mT.bool()
+        else:
+            seen = F.interpolate(tokens, observation.shape[2:]).bool()
         assert 0 < seen.float().mean() < 1
         original, hidden, changed = (
             module.latents(each, masks)

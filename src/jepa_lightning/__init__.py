@@ -9,10 +9,23 @@ from jepa_lightning.data import (
     EpisodesDataModule,
     ImageDataModule,
     MovingShapesDataModule,
+    SeriesDataModule,
     ShapesDataModule,
     VideoDataModule,
 )
-from jepa_lightning.modules import CJEPA, DMTJEPA, IJEPA, JEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA, MaskedJEPA, Teacher
+from jepa_lightning.modules import (
+    CJEPA,
+    DMTJEPA,
+    IJEPA,
+    JEPA,
+    TSJEPA,
+    VJEPA,
+    VJEPA2,
+    VJEPA2AC,
+    LeJEPA,
+    MaskedJEPA,
+    Teacher,
+)
 from jepa_lightning.planning import load_planner
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -28,6 +41,7 @@ __all__ = [
     "IJEPA",
     "JEPA",
     "RECIPES",
+    "TSJEPA",
     "VJEPA",
     "VJEPA2",
     "VJEPA2AC",
@@ -38,6 +52,7 @@ __all__ = [
     "MaskedJEPA",
     "MovingShapesDataModule",
     "Prediction",
+    "SeriesDataModule",
     "ShapesDataModule",
     "Teacher",
     "Tokens",

@@ -2,13 +2,13 @@
 
 A batch is a tensor, a tuple or list, a NamedTuple, or a dict. Which of its fields a method reads is said by
 `JEPA.reads`: their names, which a plain tuple has in that order; without names, the first field is the observation. All
-other fields are labels.
+other fields are labels, but for one that is named `valid`: which steps there are of observations of unequal lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -17,6 +17,20 @@ from torch import Tensor
 UNLABELLED = -1  # the class of samples without one, as in torchvision's STL10
 IGNORED = -100  # the same in the words of torch's cross-entropy
 MAX_CLASSES = 2**20  # a class above is no class but an identifier, for which there would be no memory
+
+
+class Series(NamedTuple):
+    """A batch of time series (or, without the leading `B`, one).
+
+    Attributes:
+        series: `[B, L, C]` float32: steps of channels; whatever stands where nothing was measured.
+        valid: BoolTensor `[B, L]`, at which steps there is anything.
+        label: `[B]`, the class, int64 and -1 without one; or a number, float32.
+    """
+
+    series: Tensor
+    valid: Tensor
+    label: Tensor
 
 
 def fields(batch: Any, reads: Sequence[str] = ()) -> dict[str, Any]:
@@ -78,8 +92,30 @@ def observations(batch: Any, reads: Sequence[str] = ()) -> tuple[Any, ...]:
 def labels(batch: Any, reads: Sequence[str] = ()) -> dict[str, Any]:
     """All fields that a method does not read, by name."""
     found = fields(batch, reads)
-    read = set(reads) or {next(iter(found))}
+    read = {"valid", *(reads or (next(iter(found)),))}
     return {name: value for name, value in found.items() if name not in read}
+
+
+def valid(batch: Any, steps: Sequence[int]) -> Tensor | None:
+    """At which steps there is anything: the field `valid` of a batch that has one, as a NamedTuple or dict may.
+
+    Args:
+        batch: any batch.
+        steps: the shape that it has to have, `[B, L]`.
+
+    Raises:
+        ValueError: a field of another type or shape.
+
+    >>> valid({"series": torch.zeros(2, 3, 1), "valid": torch.ones(2, 3, dtype=torch.bool)}, (2, 3)).all()
+    tensor(True)
+    """
+    found = fields(batch).get("valid")
+    if found is None:
+        return None
+    if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape != torch.Size(steps):
+        kind = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"valid says of each step whether it is there, torch.bool {list(steps)}, got {kind}")
+    return found
 
 
 def label(batch: Any, name: str | None = None, reads: Sequence[str] = ()) -> Tensor:

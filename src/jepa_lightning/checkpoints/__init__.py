@@ -10,7 +10,12 @@ from jepa_lightning.checkpoints.families.hugging_face import save_for_transforme
 from jepa_lightning.checkpoints.loading import check_positions, load_networks, start_from
 from jepa_lightning.checkpoints.reading import Networks, uncompiled
 from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
-from jepa_lightning.checkpoints.sizes import predictor_sizes, video_transformer_sizes, vision_transformer_sizes
+from jepa_lightning.checkpoints.sizes import (
+    predictor_sizes,
+    series_transformer_sizes,
+    video_transformer_sizes,
+    vision_transformer_sizes,
+)
 from jepa_lightning.networks import VisionTransformer
 
 __all__ = [
@@ -23,6 +28,7 @@ __all__ = [
     "read_networks",
     "save_for_timm",
     "save_for_transformers",
+    "series_transformer_sizes",
     "start_from",
     "video_transformer_sizes",
     "vision_transformer_sizes",

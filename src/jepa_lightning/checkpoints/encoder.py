@@ -10,9 +10,13 @@ from torch import nn
 
 from jepa_lightning.checkpoints.families import read_networks
 from jepa_lightning.checkpoints.loading import load_network
-from jepa_lightning.checkpoints.sizes import video_transformer_sizes, vision_transformer_sizes
+from jepa_lightning.checkpoints.sizes import (
+    series_transformer_sizes,
+    video_transformer_sizes,
+    vision_transformer_sizes,
+)
 from jepa_lightning.errors import UnknownEncoderError
-from jepa_lightning.networks import VideoTransformer, VisionTransformer, build_network
+from jepa_lightning.networks import SeriesTransformer, VideoTransformer, VisionTransformer, build_network
 
 
 def load_encoder(
@@ -52,7 +56,12 @@ def load_encoder(
         load_network(encoder, networks, network)
         return encoder.eval().requires_grad_(False)
     size, heads = image_size or told.get("image_size"), num_heads or told.get("num_heads")
-    if state.get("patch_embed.proj.weight", torch.empty(0)).ndim == 5:
+    dimensions = state.get("patch_embed.proj.weight", torch.empty(0)).ndim
+    if dimensions == 3 and "patch_embed.fc.weight" in state:
+        if image_size or num_frames:
+            raise ValueError(f"{path} encodes series of any length: it takes no image_size and no num_frames")
+        encoder = SeriesTransformer(**series_transformer_sizes(state, told.get("patch_size"), heads or 2))
+    elif dimensions == 5:
         sizes = video_transformer_sizes(state, size, num_frames or told.get("num_frames"), heads)
         encoder = VideoTransformer(
             _pair(sizes.pop("image_size")), **sizes, positions=told.get("positions", "tiled_rope")

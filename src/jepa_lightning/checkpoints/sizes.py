@@ -94,6 +94,43 @@ def video_transformer_sizes(
     }
 
 
+def series_transformer_sizes(
+    state: StateDict, patch_size: int | None = None, num_heads: int | None = None
+) -> dict[str, Any]:
+    """The sizes of the transformer of time series that a state dict belongs to.
+
+    Args:
+        state: in our names.
+        patch_size: steps that a token spans, where the kernel of the tokenizer does not divide it.
+        num_heads: attention heads, which no shape tells; left out without.
+
+    Returns:
+        `num_steps`, `patch_size`, `in_channels`, `kernel_size`, `embed_dim`, `depth`, `mlp_ratio` and, if given,
+        `num_heads`.
+
+    Raises:
+        ValueError: names of another network, or a patch that does not fit the weights.
+    """
+    _expect(state, 3, "pos_embed", "patch_embed.fc.weight")
+    embed_dim, in_channels, kernel_size = state["patch_embed.proj.weight"].shape
+    seen = state["patch_embed.fc.weight"].shape[1] // embed_dim * kernel_size
+    patch_size = patch_size or seen
+    if not seen - kernel_size < patch_size < seen + kernel_size:
+        raise ValueError(
+            f"patch_size={patch_size} does not fit the weights, which read {seen} steps with a kernel of {kernel_size}"
+        )
+    return {
+        "num_steps": state["pos_embed"].shape[1] * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "kernel_size": kernel_size,
+        "embed_dim": embed_dim,
+        "depth": _depth(state, "blocks"),
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+        **({} if num_heads is None else {"num_heads": num_heads}),
+    }
+
+
 def predictor_sizes(state: StateDict) -> dict[str, int]:
     """The width, depth and number of mask tokens (where there are several) of the predictor of a state dict."""
     mask_tokens = sum(name.startswith("mask_tokens.") for name in state)

@@ -32,6 +32,7 @@ from jepa_lightning.cli.summary import SavedConfig, summary
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
+from jepa_lightning.networks import SeriesTransformer
 
 # What Lightning says at every start and end, advertisements and what `Progress` and the summary say.
 SAID = ("💡 Tip", "GPU available: False", "TPU available: False", "`Trainer.fit` stopped: `max_")
@@ -72,10 +73,12 @@ class EvaluatingTrainer(PlanningTrainer):
         accelerator = self.strategy.root_device.type
         encoder: Any = ckpt_path
         try:
-            load_encoder(ckpt_path, **(encoder_options or {}))
+            of_series = isinstance(load_encoder(ckpt_path, **(encoder_options or {})), SeriesTransformer)
         except UnknownEncoderError:
             if not isinstance(model, JEPA):
                 raise
+            of_series = True
+        if of_series and isinstance(model, JEPA):
             model.load_state_dict(read_file(Path(ckpt_path))["state_dict"])
             encoder = model
         readings = evaluate(encoder, datamodule, num_train, steps, accelerator, encoder_options)

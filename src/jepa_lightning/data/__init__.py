@@ -1,8 +1,9 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, image data sets, videos, and episodes."""
+"""Data modules: rendered shapes and moving shapes, which need no download, images, videos, series, and episodes."""
 
 from jepa_lightning.data.episodes import EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
+from jepa_lightning.data.series import SeriesDataModule
 from jepa_lightning.data.synthetic import (
     MovingShapesBatch,
     MovingShapesDataModule,
@@ -23,6 +24,7 @@ __all__ = [
     "MovingShapesDataset",
     "Order",
     "ResumableLoader",
+    "SeriesDataModule",
     "ShapesBatch",
     "ShapesDataModule",
     "ShapesDataset",

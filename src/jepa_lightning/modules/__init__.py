@@ -7,8 +7,21 @@ from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.lejepa import LeJEPA
 from jepa_lightning.modules.masked import MaskedJEPA
 from jepa_lightning.modules.training import Teacher
+from jepa_lightning.modules.tsjepa import TSJEPA
 from jepa_lightning.modules.vjepa import VJEPA
 from jepa_lightning.modules.vjepa2 import VJEPA2
 from jepa_lightning.modules.vjepa2ac import VJEPA2AC
 
-__all__ = ["CJEPA", "DMTJEPA", "IJEPA", "JEPA", "VJEPA", "VJEPA2", "VJEPA2AC", "LeJEPA", "MaskedJEPA", "Teacher"]
+__all__ = [
+    "CJEPA",
+    "DMTJEPA",
+    "IJEPA",
+    "JEPA",
+    "TSJEPA",
+    "VJEPA",
+    "VJEPA2",
+    "VJEPA2AC",
+    "LeJEPA",
+    "MaskedJEPA",
+    "Teacher",
+]

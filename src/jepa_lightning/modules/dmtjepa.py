@@ -62,10 +62,12 @@ class DMTJEPA(IJEPA):
         """The aggregate of each token's masked semantic neighbours, `[B, N, D]`."""
         return self.target_head.neighbourhoods(super().targets(features))
 
-    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
+    def predict(
+        self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int], valid: Tensor | None = None
+    ) -> Tensor:
         """Predict from the aggregated context."""
         if self.hparams.context_aggregation == "added":
             context = self.context_head.context(context)
         else:
             context = self.context_head.summary(context).expand_as(context)
-        return super().predict(context, masks, kind, grid)
+        return super().predict(context, masks, kind, grid, valid)

@@ -33,8 +33,8 @@ class MaskedJEPA(JEPA):
 
     Networks and masks come from `build_encoder`, `build_predictor` and `build_masking`, which subclasses override
     freely. An encoder is any module with `embed_dim`, `grid_of(observation)` and
-    `encoder(observation, indices=None) -> [B, K, D]`, with a further argument `valid` where observations differ in
-    length.
+    `encoder(observation, indices=None) -> [B, K, D]`. Where observations differ in length, encoder and predictor are
+    given a further argument, `valid`: which tokens there are.
 
     Args:
         encoder: another encoder than the default one, `{"class_path": …, "init_args": {…}}` (see `build_network`). The
@@ -181,7 +181,8 @@ class MaskedJEPA(JEPA):
         for kind, (name, masks) in enumerate(self.kinds(drawn).items()):
             masks = Masks(masks.context.to(observation.device), masks.targets.to(observation.device))
             context = self.encode(self.context_encoder, observation, masks.context, valid)
-            prediction = self.predict(context.values, masks, kind, grid)
+            lengths = {} if valid is None else {"valid": valid}
+            prediction = self.predict(context.values, masks, kind, grid, **lengths)
             weight = None if valid is None else gather_tokens(valid.unsqueeze(-1), masks.targets).squeeze(-1).float()
             predictions[name] = Prediction(prediction, gather_tokens(targets, masks.targets), weight)
             embeddings[f"context/{name}" if name else "context"] = context
@@ -197,7 +198,9 @@ class MaskedJEPA(JEPA):
         """What is to be predicted at each place, `[B, N, D]`, from the teacher's tokens of the whole observation."""
         return F.layer_norm(features, features.shape[-1:])
 
-    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
+    def predict(
+        self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int], valid: Tensor | None = None
+    ) -> Tensor:
         """The predictions `[B, M, K_t, D]` from the encoded context tokens `[B, K_c, D]`.
 
         Args:
@@ -205,8 +208,10 @@ class MaskedJEPA(JEPA):
             masks: their places, and those to predict.
             kind: number of the kind of mask, where there are several.
             grid: that of the observations' tokens.
+            valid: BoolTensor `[B, N]`, which tokens there are, where observations differ in length.
         """
-        return self.predictor(context, masks.context, masks.targets)
+        lengths = {} if valid is None else {"valid": valid}
+        return self.predictor(context, masks.context, masks.targets, **lengths)
 
     def features(self, batch: Any) -> Tokens:
         """The target encoder's tokens of the whole observation."""

@@ -158,7 +158,9 @@ class VJEPA(MaskedJEPA):
             names = ["short", "long"]
         return dict(zip(names if len(several) > 1 else [""], several, strict=True))
 
-    def predict(self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int]) -> Tensor:
+    def predict(
+        self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int], valid: Tensor | None = None
+    ) -> Tensor:
         """The predictions `[B, 1, K_t, D]`, conditioned on the places and the kind of mask."""
         return self.predictor(context, masks.context, masks.targets, self.mask_token(kind), grid=grid)
 

@@ -4,10 +4,10 @@ from jepa_lightning.networks.action_predictor import ActionPredictor
 from jepa_lightning.networks.attentive import AttentivePooler
 from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.build import build_network
-from jepa_lightning.networks.encoders import VideoTransformer, VisionTransformer
+from jepa_lightning.networks.encoders import SeriesTransformer, VideoTransformer, VisionTransformer
 from jepa_lightning.networks.predictors import Predictor
 from jepa_lightning.networks.timm_encoder import TimmEncoder
-from jepa_lightning.networks.tokenizers import PatchEmbed
+from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
 from jepa_lightning.networks.tokens import gather_tokens, hide_patches
 from jepa_lightning.networks.transformer import Transformer
 
@@ -17,6 +17,8 @@ __all__ = [
     "Block",
     "PatchEmbed",
     "Predictor",
+    "SeriesPatchEmbed",
+    "SeriesTransformer",
     "TimmEncoder",
     "Transformer",
     "VideoTransformer",

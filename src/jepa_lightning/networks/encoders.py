@@ -1,11 +1,13 @@
-"""The encoders of I-JEPA and of the V-JEPA family: transformers on patches and tubelets, by their sizes."""
+"""The encoders of I-JEPA, the V-JEPA family and TS-JEPA: transformers on patches of their data, by their sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from jepa_lightning.networks.positions import Positions
-from jepa_lightning.networks.tokenizers import PatchEmbed
+from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
 from jepa_lightning.networks.tokens import check_sizes
 from jepa_lightning.networks.transformer import Transformer
 
@@ -107,3 +109,49 @@ class VideoTransformer(Transformer):
         grid = [length // part for length, part in zip(size, tubelet, strict=True)]
         super().__init__(PatchEmbed(tubelet, in_channels, embed_dim), grid, depth, num_heads, mlp_ratio, positions)
         self.patch_size, self.tubelet_size = (patch_size[0], patch_size[1]), tubelet_size
+
+
+class SeriesTransformer(Transformer):
+    """The encoder of TS-JEPA: a transformer on stretches of a time series with fixed sine-cosine positions.
+
+    Args:
+        num_steps: length of the series, a multiple of the patch size; others are fine too.
+        patch_size: steps that a token spans.
+        in_channels: number of channels.
+        embed_dim: width D of the tokens, even and a multiple of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads a block.
+        mlp_ratio: width of the MLPs over `embed_dim`.
+        kernel_size: steps of the tokenizer's convolution.
+
+    Raises:
+        ValueError: a size that does not fit.
+
+    Source: TS-JEPA (arXiv 2509.25449), section 3.
+
+    >>> import torch
+    >>> encoder = SeriesTransformer(24, 4, in_channels=2, embed_dim=8, depth=1, num_heads=2)
+    >>> encoder.grid_of(torch.zeros(5, 24, 2)), encoder(torch.zeros(5, 24, 2)).shape
+    ((6,), torch.Size([5, 6, 8]))
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 320,
+        patch_size: int = 32,
+        in_channels: int = 1,
+        embed_dim: int = 128,
+        depth: int = 1,
+        num_heads: int = 2,
+        mlp_ratio: float = 4.0,
+        kernel_size: int = 3,
+    ) -> None:
+        check_sizes(num_steps=num_steps, patch_size=patch_size)
+        if num_steps % patch_size:
+            raise ValueError(f"a series of {num_steps} steps cannot be cut into patches of {patch_size}")
+        tokenizer = SeriesPatchEmbed(patch_size, in_channels, embed_dim, kernel_size)
+        super().__init__(tokenizer, (num_steps // patch_size,), depth, num_heads, mlp_ratio)
+        self.patch_size, self.kernel_size = patch_size, kernel_size
+        for norm in self.modules():
+            if isinstance(norm, nn.LayerNorm):
+                norm.eps = 1e-5  # as the official ones

@@ -16,16 +16,18 @@ def check_hiding(encode: Callable[[Tensor, Tensor], Tensor], example: Tensor, gr
 
     Args:
         encode: observations `[1, C, ...]` and indices `[1, K]` to tokens `[1, K, D]`.
-        example: an observation `[1, C, ...]`.
-        grid: the token grid of the observation, an axis for each of its axes after the channels.
+        example: an observation `[1, C, ...]`, or a series `[1, L, C]`.
+        grid: the token grid of the observation, an axis for each of its axes beside the channels.
         name: of the encoder, for the error.
 
     Raises:
         ValueError: an encoder whose visible tokens are not as many as asked for, or tell what is hidden.
     """
     x, changed = example, example.clone()
-    share: Any = [slice(0, max(1, size // cells)) for size, cells in zip(x.shape[2:], grid, strict=True)]
-    changed[(slice(None), slice(None), *share)] += 3.0
+    first = 1 if len(grid) == 1 else 2  # channels come last in series
+    sizes = x.shape[first : first + len(grid)]
+    share: Any = [slice(0, max(1, size // cells)) for size, cells in zip(sizes, grid, strict=True)]
+    changed[(*[slice(None)] * first, *share)] += 3.0
     visible = torch.arange(1, math.prod(grid), device=x.device).unsqueeze(0)
     before, after = encode(x, visible), encode(changed, visible)
     if before.shape[1] != visible.shape[1]:

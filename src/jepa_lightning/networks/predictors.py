@@ -77,6 +77,7 @@ class Predictor(nn.Module):
         target_indices: Tensor,
         condition: int | None = None,
         grid: Sequence[int] | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Predict one or several sets of tokens a sample.
 
@@ -87,6 +88,7 @@ class Predictor(nn.Module):
                 context and itself, never another set.
             condition: which of several mask tokens stands for what is to be predicted; the first without.
             grid: that of the indices, where samples have another size than the predictor was built for.
+            valid: BoolTensor `[B, N]`, which tokens there are; the others are seen by none. All without.
 
         Returns:
             `[B, K_t, D]` or `[B, M, K_t, D]`.
@@ -97,7 +99,12 @@ class Predictor(nn.Module):
         known = linear(self.predictor_embed, context)
         mask_token = self.mask_tokens[condition or 0] if hasattr(self, "mask_tokens") else self.mask_token
         queries = mask_token.expand(*sets.shape, -1).to(known.dtype)
-        by = None
+        by, mask = None, None
+        if valid is not None:
+            there = torch.cat([context_indices.unsqueeze(1).expand(-1, num_sets, -1), sets], dim=2).flatten(1)
+            seen = valid.gather(1, there).view(len(context) * num_sets, -1)
+            # A set without any token sees them all: nothing reads what is made of it, and it must not be NaN.
+            mask = (seen | ~seen.any(1, keepdim=True))[:, None, None]
         if self.positions in ADDED:
             stored = self.predictor_pos_embed
             table = stored if grid == self.grid else sincos_positions(grid, stored.shape[-1]).to(stored)
@@ -109,6 +116,6 @@ class Predictor(nn.Module):
             by = rotation(places, grid, self.head_dim, tiled=self.positions == "tiled_rope")
         tokens = torch.cat([known.repeat_interleave(num_sets, dim=0), queries.flatten(0, 1)], dim=1)
         for number, block in enumerate(self.predictor_blocks, start=1):
-            tokens = block(tokens, by, last=size if number == len(self.predictor_blocks) else 0)
+            tokens = block(tokens, by, mask, size if number == len(self.predictor_blocks) else 0)
         predicted = self.predictor_norm(tokens[:, -size:])
         return linear(self.predictor_proj, predicted).view(*target_indices.shape, -1)

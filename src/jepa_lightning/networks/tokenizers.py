@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lightning.networks.linear import linear
 from jepa_lightning.networks.tokens import check_sizes
 
 _CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -85,3 +88,51 @@ class PatchEmbed(nn.Module):
         elif len(self.patch) == 3 and x.ndim == 4:
             x = x.unsqueeze(2).expand(-1, -1, self.patch[0], -1, -1)
         return self.proj(x).flatten(2).mT
+
+
+class SeriesPatchEmbed(PatchEmbed):
+    """Of each stretch of a series, a short convolution without overlap and a linear map of all that it gives.
+
+    Parameter names are those of TS-JEPA's tokenizer. A stretch that the kernel does not divide is filled up with zeros;
+    the official code leaves its last steps unseen, two of 32 with a kernel of three.
+
+    Args:
+        patch_size: steps that a token spans.
+        in_channels: number of channels.
+        embed_dim: width D of the tokens.
+        kernel_size: steps of the convolution, which moves by as many.
+
+    Raises:
+        ValueError: a kernel longer than the stretch.
+
+    Source: TS-JEPA (arXiv 2509.25449), section 3.
+
+    >>> import torch
+    >>> SeriesPatchEmbed(5, in_channels=2, embed_dim=8)(torch.zeros(3, 20, 2)).shape
+    torch.Size([3, 4, 8])
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int, kernel_size: int = 3) -> None:
+        super().__init__((patch_size,), in_channels, embed_dim)
+        check_sizes(kernel_size=kernel_size)
+        if kernel_size > patch_size:
+            raise ValueError(f"kernel_size={kernel_size} is longer than a patch of {patch_size} steps")
+        self.kernel_size = kernel_size
+        self.proj = nn.Conv1d(in_channels, embed_dim, kernel_size, stride=kernel_size)
+        self.fc = nn.Linear(embed_dim * math.ceil(patch_size / kernel_size), embed_dim)
+
+    def init_weights(self) -> None:
+        """Draw the weights anew, so that what a token shows starts level with where it is."""
+        super().init_weights()
+        nn.init.trunc_normal_(self.fc.weight, std=self.fc.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Series `[B, L, C]` to tokens `[B, N, D]`.
+
+        Raises:
+            ValueError: a length that the patches do not divide, or another number of channels.
+        """
+        (cells,) = self.grid_of(x)
+        patches = x.unflatten(1, (cells, self.patch[0])).flatten(0, 1).mT
+        patches = F.pad(patches, (0, -self.patch[0] % self.kernel_size))
+        return linear(self.fc, self.proj(patches).flatten(1)).unflatten(0, (len(x), cells))

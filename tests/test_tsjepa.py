@@ -1,0 +1,307 @@
+"""TS-JEPA: a training step against a trace of the official code, masks by hand, and unequal lengths."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import (
+    GOLDEN_SERIES,
+    TINY_SERIES,
+    Data,
+    assert_close,
+    assert_golden_step,
+    eager,
+    quiet_trainer,
+    random_series,
+)
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from jepa_lightning import TSJEPA, load_encoder
+from jepa_lightning.batches import Series, labels
+from jepa_lightning.draws import Rng
+from jepa_lightning.evaluation import evaluate
+from jepa_lightning.masking import Masks, SpanMasking
+from jepa_lightning.networks import SeriesPatchEmbed
+
+CHECKPOINT = str(GOLDEN_SERIES / "checkpoint.pt")
+
+
+def tiny(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return eager(TSJEPA(**TINY_SERIES | options))
+
+
+# --- Against the official code ---------------------------------------------------------------------------------------
+
+
+@cache
+def trace() -> dict[str, Tensor]:
+    """That of `batch4_intended`, by our names: the official code's, which has every series gathered from itself."""
+    renamed = {}
+    for name, value in load_file(GOLDEN_SERIES / "trace.safetensors").items():
+        if name.startswith(("grad/", "after_step/")):
+            if "/predictor/" in name:
+                name = name.replace("/pos_embed", "/predictor_pos_embed")
+            else:
+                name = name.replace("tokenizer.", "patch_embed.").replace("predictor_blocks.", "blocks.")
+                name = name.replace("encoder_norm.", "norm.")
+        renamed[name] = value
+    return renamed
+
+
+def golden_series() -> Tensor:
+    """The patches `[B, N, P]` as series `[B, N * P, 1]`."""
+    return trace()["patches"].flatten(1).unsqueeze(-1)
+
+
+def golden_masks() -> Masks:
+    return Masks(trace()["context_indices"], trace()["target_indices"].unsqueeze(1))
+
+
+class GoldenStep(TSJEPA):
+    """With the masks of the trace."""
+
+    def draw(self, batch: Any, rng: Rng) -> Masks:
+        return golden_masks()
+
+
+def test_forward() -> None:
+    module = TSJEPA.from_official(CHECKPOINT)
+    latents = module.latents(golden_series(), golden_masks())
+    assert_close(latents.embeddings["context"].values, trace()["context_features"], "context")
+    assert_close(latents.features.values, trace()["target_encoder_features"], "features")
+    assert_close(latents.target[:, 0], trace()["target"], "target")
+    assert_close(latents.prediction[:, 0], trace()["prediction"], "prediction")
+    assert_close(module.loss(latents)["loss"], trace()["loss"][0], "loss")
+
+
+def test_training_step() -> None:
+    """Gradients, and the weights after the library's own AdamW, which decays all of them, and EMA step in a Trainer."""
+    config = json.loads((GOLDEN_SERIES / "config.json").read_text())
+    lr, decay, momentum = config["optimizer"]["lr"], config["optimizer"]["weight_decay"], config["momentum"]
+    module = GoldenStep.from_official(
+        CHECKPOINT, lr=lr, start_lr=lr, final_lr=lr, warmup=0.0, weight_decay=(decay, decay),
+        momentum=(momentum, momentum),
+    )  # fmt: skip
+    quiet_trainer(max_steps=1).fit(module, DataLoader(golden_series(), batch_size=4))
+    assert_golden_step(module, trace())
+
+
+def test_sizes_that_the_kernel_does_not_divide(tmp_path: Path) -> None:
+    """The official code does not see the last steps of such a patch; here they count once they are trained."""
+    state = torch.load(CHECKPOINT, weights_only=True)
+    path = tmp_path / "official.pt"
+    torch.save(state, path)
+    module = TSJEPA.from_official(str(path), patch_size=14)
+    series = random_series(4, 140, 1)
+    seen = series.view(4, 10, 14, 1)[:, :, :12].flatten(1, 2)
+    expected = TSJEPA.from_official(CHECKPOINT).features(seen).values
+    torch.testing.assert_close(module.features(series).values, expected)
+    with pytest.raises(ValueError, match="patch_size=20"):
+        TSJEPA.from_official(CHECKPOINT, patch_size=20)
+    del state["predictor"]
+    torch.save(state, path)
+    assert_close(
+        load_encoder(path)(golden_series()),
+        trace()["target_encoder_features"],
+        "the encoder of a file without the rest",
+    )
+
+
+def test_tokenizer_by_hand() -> None:
+    """A convolution on each patch alone, and a linear map of what it gives, the channels of a place apart."""
+    torch.manual_seed(0)
+    embed = SeriesPatchEmbed(8, in_channels=3, embed_dim=4, kernel_size=3)
+    series = random_series(2, 16, 3)
+    found = embed(series)
+    for i, j in ((0, 0), (1, 1)):
+        patch = torch.cat([series[i, 8 * j : 8 * j + 8], torch.zeros(1, 3)])  # 9 steps
+        outputs = [
+            sum(embed.proj.weight[d, c, k] * patch[3 * place + k, c] for c in range(3) for k in range(3))
+            + embed.proj.bias[d]
+            for d in range(4)
+            for place in range(3)
+        ]
+        torch.testing.assert_close(found[i, j], embed.fc.weight @ torch.stack(outputs) + embed.fc.bias)
+
+
+# --- Masks -----------------------------------------------------------------------------------------------------------
+
+
+def spans_by_hand(numbers: list[float], tokens: int, span: int, hidden: int, forward: bool) -> set[int]:
+    """Span after span, those with the largest numbers first, until so many tokens are hidden."""
+    found: list[int] = []
+    for start in sorted(range(len(numbers)), key=lambda each: -numbers[each]):
+        for token in sorted(range(start - span + 1, start + 1), reverse=forward):
+            if 0 <= token < tokens and token not in found and len(found) < hidden:
+                found.append(token)
+    return set(found)
+
+
+@pytest.mark.parametrize(("ratio", "span"), [(0.7, 1), (0.5, 4), (0.6, 20)])
+def test_masks_by_brute_force(ratio: float, span: int) -> None:
+    """Of series of all lengths, without and with tokens that are not there."""
+    tokens, lengths = 12, torch.arange(13).repeat(4)
+    masks = SpanMasking(ratio, span)(len(lengths), (tokens,), lengths, Rng(3, len(lengths)))
+    rng = Rng(3, len(lengths))
+    numbers, forward = rng.sample(tokens + span - 1), rng.sample(1).view(-1) < 0.5
+    for i, length in enumerate(lengths.tolist()):
+        context, targets = masks.context[i].tolist(), masks.targets[i, 0].tolist()
+        assert sorted(context + targets) == list(range(tokens))
+        hidden = max(0, min(max(1, round(ratio * length)), length - 1))
+        expected = spans_by_hand(numbers[i, : length + span - 1].tolist(), length, span, hidden, bool(forward[i]))
+        assert {token for token in targets if token < length} == expected
+    whole = SpanMasking(ratio, span)(4, (tokens,), None, Rng(3, 4))
+    assert whole.targets.shape == (4, 1, round(ratio * tokens))
+
+
+def test_every_token_is_hidden_as_often() -> None:
+    masks = SpanMasking(0.5, 3)(20_000, (10,), None, Rng(0, 20_000))
+    shares = masks.targets.flatten().bincount(minlength=10) / 20_000
+    assert shares.sum() == pytest.approx(5)
+    assert shares.min() > 0.48
+    assert shares.max() < 0.52
+    neighbours = torch.zeros(20_000, 10).scatter(1, masks.targets[:, 0], 1.0)
+    runs = 1 + (neighbours.diff(dim=1) != 0).sum(1).float().mean()
+    single = torch.zeros(20_000, 10).scatter(
+        1, SpanMasking(0.5)(20_000, (10,), None, Rng(0, 20_000)).targets[:, 0], 1.0
+    )
+    assert runs < 0.75 * (1 + (single.diff(dim=1) != 0).sum(1).float().mean())
+
+
+def test_masks_that_cannot_be() -> None:
+    for wrong, named in (({"ratio": 1.0}, "1.0"), ({"span_length": 0}, "0")):
+        with pytest.raises(ValueError, match=named):
+            SpanMasking(**wrong)
+    for grid in ((1,), (4, 4)):
+        with pytest.raises(ValueError, match="grid"):
+            SpanMasking()(2, grid)
+    with pytest.raises(ValueError, match=r"num_steps=8.*patch_size"):
+        TSJEPA(num_steps=8, patch_size=8)
+    with pytest.raises(ValueError, match="kernel_size=9"):
+        TSJEPA(num_steps=32, patch_size=8, kernel_size=9)
+
+
+# --- Unequal lengths and gaps ----------------------------------------------------------------------------------------
+
+
+def ragged(count: int = 6, steps: int = 40) -> Series:
+    """Series of 5 to 40 steps, one with a gap of several patches, one with a single step missing."""
+    lengths = torch.tensor([40, 5, 17, 33, 8, 26])
+    valid = torch.arange(steps) < lengths.unsqueeze(1)
+    valid[0, 10:22] = False
+    valid[3, 7] = False
+    series = random_series(6, steps).masked_fill(~valid.unsqueeze(-1), float("nan"))
+    return Series(series[:count], valid[:count], torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("span", [1, 3])
+def test_a_series_is_the_same_whatever_it_is_padded_with(span: int) -> None:
+    """Nothing that is not there is seen, predicted or counted: features and loss are those of each series alone."""
+    module, batch = tiny(span_length=span).eval(), ragged()
+    masks = module.draw(batch, Rng(1, 6))
+    latents = module.latents(batch, masks)
+    losses, weights = [], []
+    for i in range(6):
+        there = module.valid(batch)[i]
+        context = torch.tensor([token for token in masks.context[i].tolist() if there[token]])
+        targets = torch.tensor([token for token in masks.targets[i, 0].tolist() if there[token]])
+        assert len(context) + len(targets) == int(there.sum())
+        assert len(targets) == max(1, round(0.7 * int(there.sum())))
+        # The patches that are there, one by one, through the blocks alone.
+        series = batch.series[i : i + 1].nan_to_num(0.0)
+        tokens = module.context_encoder(series, context.unsqueeze(0))
+        predicted = module.predictor(tokens, context.unsqueeze(0), targets.unsqueeze(0), grid=(10,))
+        whole = module.target_encoder(series, there.nonzero().view(1, -1))
+        features = torch.zeros(1, 10, 16).index_copy(1, there.nonzero().view(-1), whole)
+        aimed = F.layer_norm(features[:, targets], (16,))
+        losses.append((predicted - aimed).abs().mean(-1).sum())
+        weights.append(len(targets))
+        torch.testing.assert_close(latents.features.pooled()[i], whole[0].mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(module.energy(latents)[i], losses[-1] / weights[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.loss(latents)["loss"], sum(losses) / sum(weights), rtol=1e-4, atol=1e-5)
+
+
+def test_gaps_do_not_shift_what_is_hidden() -> None:
+    """A series with a gap has the masks of the same without it, at the places where its tokens are."""
+    module, batch = tiny(), ragged(1)
+    gap = module.valid(batch)[0]
+    assert gap.tolist() == [True, True, True, False, False, True, True, True, True, True]
+    masks = module.draw(batch, Rng(1, 1))
+    without = SpanMasking()(1, (10,), torch.tensor([8]), Rng(1, 1))
+    place = torch.cat([gap.nonzero(), (~gap).nonzero()]).view(-1)
+    assert torch.equal(masks.context, place[without.context])
+    assert torch.equal(masks.targets, place[without.targets])
+
+
+def test_lengths_and_channels() -> None:
+    """What lacks for whole patches is zero; other lengths are fine, other numbers of channels are not."""
+    module = tiny().eval()
+    series = random_series(3, 33)
+    filled = F.pad(series, (0, 0, 0, 3))
+    assert torch.equal(module.features(series).values, module.features(filled).values)
+    assert module.latents(series).prediction.shape == (3, 1, 6, 16)
+    assert module.latents(random_series(3, 200)).prediction.shape == (3, 1, 35, 16)
+    assert TSJEPA(**TINY_SERIES | {"num_steps": 37}).grid == (10,)
+    with pytest.raises(ValueError, match=r"\[B, L, 2\].*\[3, 40, 3\]"):
+        module.latents(random_series(3, 40, 3))
+    with pytest.raises(ValueError, match="valid"):
+        module.latents({"series": series, "valid": torch.ones(3, 33)})
+    for channel in range(2):  # each is seen
+        other = series.index_fill(2, torch.tensor(channel), 0.0)
+        assert not torch.allclose(module.features(other).values, module.features(series).values)
+
+
+def test_valid_is_no_label(tmp_path: Path) -> None:
+    batch = ragged()
+    assert labels(batch).keys() == {"label"}
+    module = tiny(lr=1e-3)
+    rows = [Series(*(field[i] for field in batch)) for i in range(6)] * 4
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, DataLoader(rows, 6), DataLoader(rows, 6))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert trainer.predict(module, DataLoader(rows, 6))[0].keys() == {"features", "label"}
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    encoder = load_encoder(tmp_path / "it.ckpt")
+    series = random_series(2)
+    assert torch.equal(encoder(series), module.eval().target_encoder(series))
+    with pytest.raises(ValueError, match="TSJEPA"):
+        evaluate(str(tmp_path / "it.ckpt"), Data("TS-JEPA"), steps=1, accelerator="cpu")
+
+
+class Convolution(nn.Module):
+    """An encoder of one's own; `leaks` lets patches overlap."""
+
+    def __init__(self, leaks: bool = False) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads = 8, 2
+        self.patches = nn.Conv1d(2, 8, 9 if leaks else 5, 5, padding=2 if leaks else 0)
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[1] // 5,)
+
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
+        tokens = self.patches(x.mT).mT
+        return tokens if indices is None else tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, 8))
+
+
+def test_an_encoder_of_ones_own() -> None:
+    """It is tried whether it hides what is hidden."""
+    options = {"num_steps": 40, "in_channels": 2, "predictor_embed_dim": 8, "warmup": 0.0}
+    for leaks in (False, True):
+        encoder = {"class_path": "test_tsjepa.Convolution", "init_args": {"leaks": leaks}}
+        module = TSJEPA(**options, encoder=encoder)
+        assert module.grid == (8,)
+        trainer, data = quiet_trainer(max_steps=1), DataLoader(random_series(4), 4)
+        if leaks:
+            with pytest.raises(ValueError, match="Convolution"):
+                trainer.fit(module, data)
+        else:
+            trainer.fit(module, data)
+            assert trainer.global_step == 1
