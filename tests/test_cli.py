@@ -183,7 +183,7 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("fit --confg recipes/ijepa/shapes.yaml", ["--confg", "--config"]),
     ("evaluate SHAPES --ckpt_path x.ckpt --step 3", ["--step", "--steps"]),
     ("fit SHAPES --trainer.foo 3", ["unknown option --trainer.foo"]),
-    ("fit SHAPES --steps 3", ["unknown option --steps", "--trainer.max_steps"]),  # one of `evaluate`
+    ("fit SHAPES --max_step 3", ["unknown option --max_step", "--trainer.max_steps"]),
     ("fit SHAPES --trainer.max_epochs", ["--trainer.max_epochs needs a value"]),
     # those of classes
     ("fit SHAPES --model.momentun [0.9,1.0]", ["IJEPA has no option 'momentun'", "momentum"]),

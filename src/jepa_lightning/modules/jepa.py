@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.callbacks.progress import Progress
 from jepa_lightning.draws import Rng
 from jepa_lightning.losses import Distance, token_distance, weight_of, weighted_over_ranks
 from jepa_lightning.modules.training import TrainingModule
@@ -126,11 +127,14 @@ class JEPA(TrainingModule, ABC):
     def log_terms(self, terms: dict[str, Tensor], stage: str, batch_size: int) -> None:
         """Log terms as `<stage>/<name>`."""
         training = stage == "train"
+        # What another bar is to show is read, and so waited for, in every step; `Progress` reads when a line is due.
+        bar = None if self._trainer is None else self.trainer.progress_bar_callback
+        shown = training and bar is not None and not isinstance(bar, Progress)
         for name, value in terms.items():
             self.log(
                 f"{stage}/{name}",
                 value.detach(),
-                prog_bar=training and name == "loss",
+                prog_bar=shown and name == "loss",
                 sync_dist=not training,
                 batch_size=batch_size,
             )

@@ -237,21 +237,21 @@ class MaskedJEPA(JEPA):
                     "grid of observations by grid_of(observation)"
                 )
         for name in self.encoder_sizes:
-            given, built = hparams[name], getattr(encoder, name, None)
+            given, built, there = hparams[name], getattr(encoder, name, None), hasattr(encoder, name)
             default = next(
                 signature[name].default
                 for signature in (inspect.signature(base).parameters for base in type(self).__mro__)
                 if name in signature
             )
-            if _same(given, built):
+            if there and _same(given, built):
                 continue
-            if given != default and (built is not None or hparams.encoder is not None):
+            if given != default and (there or hparams.encoder is not None):
                 raise ValueError(
                     f"{name}={given} is an option of the default encoder, but this one is a {type(encoder).__name__}"
                     + (f" with {name}={built}" if built is not None else "")
                     + f": leave {name} out, or give it to the encoder"
                 )
-            if built is not None:
+            if there:
                 hparams[name] = list(built) if isinstance(built, tuple) else built
             elif given == default:
                 del hparams[name]

@@ -193,9 +193,10 @@ class KNNProbe(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """The bank; one of raw inputs fills again from the data, which would make up most of a checkpoint."""
+        readings = {"readings": self.readings} if self.readings else {}
         if self.source == "observation":
-            return {"readings": self.readings}
-        return {"readings": self.readings, "inputs": self._inputs, "labels": self._labels, "next": self._next}
+            return readings
+        return {**readings, "inputs": self._inputs, "labels": self._labels, "next": self._next}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the bank of the checkpoint."""
