@@ -3,7 +3,6 @@
 import gc
 import json
 import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -483,14 +482,6 @@ def test_any_environment(tmp_path: Path) -> None:
     pendulum = EpisodesDataModule(environment={"id": "Pendulum-v1"}, num_episodes=2, max_steps=6, batch_size=2, steps=3)
     pendulum.setup()
     assert next(iter(pendulum.train_dataloader())).observation.shape == (2, 3, 3)
-
-
-def test_recording_is_fast() -> None:
-    """Thousands of steps a second, without drawing."""
-    env = make_environment(ROOM["id"], observation="scene", endless=True)
-    start = time.perf_counter()
-    given = record(env, {"walk": 1.0}, 5, max_steps=400)
-    assert given["ep_len"].sum() / (time.perf_counter() - start) > 1000
 
 
 # --- What is wrong ---------------------------------------------------------------------------------------------------

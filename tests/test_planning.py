@@ -1,7 +1,6 @@
 """Planners: the optimum of closed forms, and the official ones on the draws that they made (`golden/*/planning`)."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,30 +188,6 @@ def test_rollout() -> None:
 def test_refuses(make: Callable[[], Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_own_work_is_a_tenth_of_a_decision() -> None:
-    """With a model of no more than a small transformer's work; the shares of larger models are smaller."""
-    weights = [torch.randn(256, 256) / 16 for _ in range(8)]
-    seconds = [0.0]
-
-    def cost(actions: Tensor) -> Tensor:
-        start = time.perf_counter()
-        state = F.pad(actions.flatten(0, 1)[:, 0], (0, 254))
-        for _ in range(actions.shape[2]):
-            for weight in weights:
-                state = torch.tanh(state @ weight)
-        seconds[0] += time.perf_counter() - start
-        return state.square().mean(1).view(actions.shape[:2])
-
-    planner = CEM(5, 2, samples=300, elites=30, iterations=5, project=[Ball(1.0)])
-    shares = []
-    for _ in range(3):
-        seconds[0] = 0.0
-        start = time.perf_counter()
-        planner(cost, planner.start(4))
-        shares.append(1 - seconds[0] / (time.perf_counter() - start))
-    assert min(shares) < 0.1
 
 
 # --- eb_jepa ---------------------------------------------------------------------------------------------------------

@@ -49,9 +49,8 @@ class Cockpit(RememberingCallback):
 
     The page has the probes beside the loss, the readings of `CollapseMonitor` below them, and the schedules last. The
     same curves with their names beside them are the picture `cockpit/curves`, drawn at every validation or, without
-    held-out data, in every epoch. The
-    projector gets the features of the first held-out samples at the end of the fit, with their labels and, of images
-    and clips, with thumbnails (of a clip, the first frame).
+    held-out data, in every epoch. The projector gets the features of the first held-out samples at the end of the fit,
+    with their labels and, of images and clips, with thumbnails (of a clip, the first frame).
 
     Args:
         num_embeddings: images in the projector; 0 for none.
@@ -168,7 +167,8 @@ def draw_curves(curves: dict[str, dict[int, float]]) -> Figure:
         # Names from top to bottom as the lines end.
         for tag in sorted(tags, key=lambda tag: curves[tag][max(curves[tag])], reverse=True):
             steps, values = zip(*sorted(curves[tag].items()), strict=True)
-            axes.plot(steps, values, marker=".", label=tag.split("/", 1)[-1].removesuffix("/accuracy"))
+            name = re.sub(r"^lr-(\w+)/pg(\d+)", r"optimiser/\1, group \2", tag).split("/", 1)[-1]
+            axes.plot(steps, values, marker=".", label=name.removesuffix("/accuracy"))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return figure
 
