@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+RENDER_MODES = ["rgb_array"]
 
 
 class SceneEnv(gymnasium.Env[Any, Any]):
@@ -30,7 +31,7 @@ class SceneEnv(gymnasium.Env[Any, Any]):
         ValueError: another kind of observations, or a size that is not positive.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - gymnasium's own
+    metadata = {"render_modes": RENDER_MODES, "render_fps": 10}  # noqa: RUF012 - gymnasium's own
 
     scene: Array
     goal_scene: Array
@@ -47,7 +48,7 @@ class SceneEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         if observation not in ("pixels", "scene"):
             raise ValueError(f"observation is 'pixels' or 'scene', got {observation!r}")
-        if render_mode not in (None, *self.metadata["render_modes"]):
+        if render_mode not in (None, *RENDER_MODES):
             raise ValueError(f"render_mode is 'rgb_array' or None, got {render_mode!r}")
         self.pixels, self.image_size = observation == "pixels", image_size
         self.endless, self.render_mode = endless, render_mode
