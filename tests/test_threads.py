@@ -115,6 +115,7 @@ def test_in_a_training() -> None:
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """It tries, unless the environment or the user says how many threads there are."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     run = ["fit", "--config=recipes/ijepa/shapes.yaml", "--trainer.fast_dev_run=1", "--data.num_workers=0"]
     run += [f"--model.{name}={value}" for name, value in TINY.items() if name != "image_size"]
