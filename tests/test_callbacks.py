@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import (
     TINY,
     Labelled,
@@ -38,6 +39,7 @@ from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS, TITLE_HEIGH
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 from jepa_lightning.networks import gather_tokens
+from jepa_lightning.step import Latents, Tokens
 
 
 def numpy_rankme(z: np.ndarray) -> float:
@@ -145,6 +147,36 @@ def test_probes_read_what_is_there(source: Any, tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=probes)
     trainer.fit(tiny(), loader(LabelledImages(64)), loader(Later(), 32))
     assert all(trainer.callback_metrics[f"probe/{name}/accuracy"] < 0.6 for name in ("linear", "knn"))
+
+
+class Ordered(IJEPA):
+    """Features of two tokens, of which the class says which comes first."""
+
+    def latents(self, batch: Any, drawn: Any = None) -> Latents:
+        first = F.one_hot(batch.label % 2, 2).float()
+        return super().latents(batch, drawn)._replace(features=Tokens(torch.stack([first, 1 - first], 1)))
+
+
+def test_tokens_side_by_side(tmp_path: Path) -> None:
+    """They say what the mean of the tokens cannot."""
+    probes = [LinearProbe(4, "mean", lr=0.1), LinearProbe(4, "tokens", lr=0.1, pooled=False)]
+    trainer = quiet_trainer(tmp_path, max_epochs=4, callbacks=probes)
+    trainer.fit(Ordered(**TINY), loader(TwoKinds(64)), loader(TwoKinds(32)))
+    assert trainer.callback_metrics["probe/mean/accuracy"] == 0.5
+    assert trainer.callback_metrics["probe/tokens/accuracy"] == 1.0
+
+
+def test_tokens_side_by_side_of_different_lengths() -> None:
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    with pytest.raises(ValueError, match=r"'tokens'.*\[3, 1\].*pooled"):
+        LinearProbe(4, "tokens", pooled=False).pool(Tokens(torch.zeros(2, 3, 5), valid))
+
+
+class TwoKinds(LabelledImages):
+    """Of classes 0 and 1."""
+
+    def __getitem__(self, index: int) -> Labelled:
+        return super().__getitem__(index)._replace(label=torch.tensor(index % 2))
 
 
 class Later(LabelledImages):

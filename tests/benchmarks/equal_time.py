@@ -7,8 +7,9 @@ Each contender is a recipe with the options of `jepa fit`. With `--rivals` train
 lightly's parts too, where they are installed (the extra `benchmark`), with the sizes, schedules and data of the first
 contender; lightly's masks do not fit a grid of 4x4 tokens. All train in one loop: batches of
 images that lie in memory, AdamW, and the recipe's schedules laid out over the seconds. Only steps count, not data and
-evaluation. Each reading encodes training and held-out images by the teacher, as the mean of its tokens, standardises
-them by the training images', and prints the vote of the 20 nearest of these and a logistic regression.
+evaluation. Each reading encodes training and held-out images by the teacher, standardises them by the training images',
+and prints the vote of the 20 nearest of these and a logistic regression: of the mean over tokens, and after the last
+step of all tokens side by side too.
 
 The seconds of one machine are not those of another: the first line has the rate of its matrix products, and `--steps`
 gives everyone so many steps instead.
@@ -85,8 +86,9 @@ class Ours:
             torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), by)
 
     def features(self, x: Tensor) -> Tensor:
-        pooled: Tensor = self.module.features(x).pooled()
-        return pooled
+        """All tokens, `[B, N, D]`."""
+        tokens: Tensor = self.module.features(x).values
+        return tokens
 
 
 class Rival(Ours):
@@ -144,7 +146,7 @@ class StablePretraining(Rival):
 
     def features(self, x: Tensor) -> Tensor:
         encoded: Tensor = self.networks.encoder.teacher.eval()(x).encoded
-        return encoded.mean(1)
+        return encoded
 
 
 class Lightly(Rival):
@@ -187,7 +189,7 @@ class Lightly(Rival):
 
     def features(self, x: Tensor) -> Tensor:
         encoded: Tensor = self.networks.target_encoder.encode(x)
-        return encoded.mean(1)
+        return encoded
 
 
 RIVALS: dict[str, type[Rival]] = {"stable_pretraining": StablePretraining, "lightly": Lightly}
@@ -200,7 +202,7 @@ def in_memory(loader: Any) -> Images:
 
 
 def read(features: Callable[[Tensor], Tensor], train: Images, held_out: Images) -> str:
-    """Accuracies of the nearest neighbours and of a logistic regression."""
+    """Accuracies of the nearest neighbours and of a logistic regression, by vectors `[B, D]`."""
     with torch.no_grad():
         bank, queries = (torch.cat([features(x) for x in part.values.split(500)]) for part in (train, held_out))
     mean, std = bank.mean(0), bank.std(0) + 1e-6
@@ -225,6 +227,12 @@ def read(features: Callable[[Tensor], Tensor], train: Images, held_out: Images) 
     return ", ".join(
         f"{name} {100 * (answer == held_out.labels).float().mean():.1f}" for name, answer in answers.items()
     )
+
+
+def read_both(contender: Ours, train: Images, held_out: Images) -> str:
+    """Accuracies by the mean over tokens, and by all tokens side by side."""
+    mean = read(lambda x: contender.features(x).mean(1), train, held_out)
+    return f"{mean}; side by side {read(lambda x: contender.features(x).flatten(1), train, held_out)}"
 
 
 def run(name: str, contender: Ours, train: Images, held_out: Images, arguments: argparse.Namespace) -> None:
@@ -252,7 +260,10 @@ def run(name: str, contender: Ours, train: Images, held_out: Images, arguments: 
         progress = steps / arguments.steps if arguments.steps else used / arguments.seconds
         if progress >= (done + 1) / arguments.readings:
             done += 1
-            reading = read(contender.features, train, held_out)
+            if done == arguments.readings:
+                reading = read_both(contender, train, held_out)
+            else:
+                reading = read(lambda x: contender.features(x).mean(1), train, held_out)
             print(f"{name}: {used:.0f} s, {steps:,} steps, {reading}", flush=True)
 
 
@@ -281,7 +292,7 @@ def main() -> None:
                 train, held_out = in_memory(data.train_dataloader()), in_memory(data.val_dataloader())
                 print(f"raw input: {read(lambda x: x.flatten(1), train, held_out)}")
             if ours and seed == arguments.seeds[0]:
-                print(f"{line}: untrained, {read(Ours(module, 1).features, train, held_out)}")
+                print(f"{line}: untrained, {read_both(Ours(module, 1), train, held_out)}", flush=True)
             contender = Ours(module, data.batch_size) if ours else RIVALS[line](module, data.batch_size)
             run(f"{line}, seed {seed}", contender, train, held_out, arguments)
 

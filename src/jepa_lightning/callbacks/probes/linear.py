@@ -13,6 +13,7 @@ from torchmetrics import R2Score
 from jepa_lightning import batches
 from jepa_lightning.callbacks.probes.trained import TrainedProbe
 from jepa_lightning.networks.label_scale import LabelScale
+from jepa_lightning.step import Tokens
 
 
 class LinearProbe(TrainedProbe):
@@ -25,6 +26,12 @@ class LinearProbe(TrainedProbe):
         source: `features`, an embedding of the step by its name, or `observation` for the raw input.
         lr: learning rate of the probe's own AdamW; it falls to zero with the training's, so that the last reading is
             of a classifier that has settled.
+        pooled: whether it reads the mean of the tokens (or their summary). Otherwise it reads all tokens side by side,
+            `N * D` numbers, which keep what a mean loses: where things are. Raw input is read whole in any case, so
+            this is the probe to compare with it.
+
+    Raises:
+        ValueError: tokens side by side are asked for where observations differ in their number of tokens.
 
     Source: the standardisation without affine map is that of MAE (arXiv 2111.06377), appendix A.1.
     """
@@ -36,8 +43,21 @@ class LinearProbe(TrainedProbe):
         label: str | None = None,
         source: str = "features",
         lr: float = 3e-3,
+        pooled: bool = True,
     ) -> None:
         super().__init__(num_classes, name, label, source, lr)
+        self.pooled = pooled
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """The pooled tokens `[B, D]`, or all of them side by side, `[B, N * D]`."""
+        if self.pooled:
+            return super().pool(tokens)
+        if tokens.valid is not None and not tokens.valid.all():
+            raise ValueError(
+                f"the probe {self.name!r} reads tokens side by side, of which all observations need the same number, "
+                f"but a batch has {tokens.valid.sum(1).tolist()}: let it read their mean (pooled: true)"
+            )
+        return tokens.values.flatten(1)
 
     def build_head(self, pl_module: Any, width: int) -> nn.Module:
         """Standardisation by running statistics, and one layer."""
