@@ -8,8 +8,9 @@ lightly's parts too, where they are installed (the extra `benchmark`), with the 
 contender; lightly's masks do not fit a grid of 4x4 tokens. All train in one loop: batches of
 images that lie in memory, AdamW, and the recipe's schedules laid out over the seconds. Only steps count, not data and
 evaluation. Each reading encodes training and held-out images by the teacher, standardises them by the training images',
-and prints the vote of the 20 nearest of these and a logistic regression: of the mean over tokens, and after the last
-step of all tokens side by side too.
+and prints the vote of the 20 nearest of these and a logistic regression: by the mean over tokens, and before the first
+and after the last step by two other readings too, the means of the last four blocks side by side, which I-JEPA's paper
+reads, and all tokens side by side.
 
 The seconds of one machine are not those of another: the first line has the rate of its matrix products, and `--steps`
 gives everyone so many steps instead.
@@ -25,6 +26,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -85,10 +87,15 @@ class Ours:
             by = 1 - each.momentum(round(progress * LAID_OUT), LAID_OUT)
             torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), by)
 
-    def features(self, x: Tensor) -> Tensor:
-        """All tokens, `[B, N, D]`."""
-        tokens: Tensor = self.module.features(x).values
+    def encode(self, x: Tensor) -> Tensor:
+        """The teacher's tokens, `[B, N, D]`."""
+        tokens: Tensor = self.module.target_encoder(x)
         return tokens
+
+    @property
+    def blocks(self) -> Any:
+        """The teacher's."""
+        return self.module.target_encoder.blocks
 
 
 class Rival(Ours):
@@ -144,9 +151,13 @@ class StablePretraining(Rival):
         self.networks.encoder.update_teacher()
         self.networks.encoder.update_ema_coefficient(round(progress * LAID_OUT), LAID_OUT)
 
-    def features(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         encoded: Tensor = self.networks.encoder.teacher.eval()(x).encoded
         return encoded
+
+    @property
+    def blocks(self) -> Any:
+        return self.networks.encoder.teacher.vit.blocks
 
 
 class Lightly(Rival):
@@ -187,9 +198,13 @@ class Lightly(Rival):
         momentum = start + (end - start) * progress
         self.update_momentum(self.networks.context_encoder, self.networks.target_encoder, momentum)
 
-    def features(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         encoded: Tensor = self.networks.target_encoder.encode(x)
         return encoded
+
+    @property
+    def blocks(self) -> Any:
+        return self.networks.target_encoder.vit.blocks
 
 
 RIVALS: dict[str, type[Rival]] = {"stable_pretraining": StablePretraining, "lightly": Lightly}
@@ -229,10 +244,30 @@ def read(features: Callable[[Tensor], Tensor], train: Images, held_out: Images) 
     )
 
 
-def read_both(contender: Ours, train: Images, held_out: Images) -> str:
-    """Accuracies by the mean over tokens, and by all tokens side by side."""
-    mean = read(lambda x: contender.features(x).mean(1), train, held_out)
-    return f"{mean}; side by side {read(lambda x: contender.features(x).flatten(1), train, held_out)}"
+def mean_token(contender: Ours, x: Tensor) -> Tensor:
+    """Of the last block, `[B, D]`."""
+    return contender.encode(x).mean(1)
+
+
+def last_blocks(contender: Ours, x: Tensor) -> Tensor:
+    """The mean tokens of the last four blocks, `[B, 4 * D]`."""
+    means: list[Tensor] = []
+    keep = [each.register_forward_hook(lambda *call: means.append(call[-1].mean(1))) for each in contender.blocks[-4:]]
+    contender.encode(x)
+    for hook in keep:
+        hook.remove()
+    return torch.cat(means, 1)
+
+
+def all_tokens(contender: Ours, x: Tensor) -> Tensor:
+    """Side by side, `[B, N * D]`."""
+    return contender.encode(x).flatten(1)
+
+
+def read_each_way(contender: Ours, train: Images, held_out: Images) -> str:
+    """Accuracies by each of the readings."""
+    ways = {"mean token": mean_token, "last four blocks": last_blocks, "all tokens": all_tokens}
+    return "; ".join(f"{name} {read(partial(way, contender), train, held_out)}" for name, way in ways.items())
 
 
 def run(name: str, contender: Ours, train: Images, held_out: Images, arguments: argparse.Namespace) -> None:
@@ -261,9 +296,9 @@ def run(name: str, contender: Ours, train: Images, held_out: Images, arguments: 
         if progress >= (done + 1) / arguments.readings:
             done += 1
             if done == arguments.readings:
-                reading = read_both(contender, train, held_out)
+                reading = read_each_way(contender, train, held_out)
             else:
-                reading = read(lambda x: contender.features(x).mean(1), train, held_out)
+                reading = f"mean token {read(partial(mean_token, contender), train, held_out)}"
             print(f"{name}: {used:.0f} s, {steps:,} steps, {reading}", flush=True)
 
 
@@ -282,19 +317,21 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {arguments.threads} threads, matrix products {rate / 1e9:.0f} GFLOP/s", flush=True
     )
-    for number, seed in enumerate(arguments.seeds):
-        for place, line in enumerate([*arguments.contenders, *arguments.rivals]):
-            ours = line not in RIVALS
-            module, data = recipe(line if ours else arguments.contenders[0], seed)
-            if number == place == 0:
-                data.prepare_data()
-                data.setup("fit")
-                train, held_out = in_memory(data.train_dataloader()), in_memory(data.val_dataloader())
-                print(f"raw input: {read(lambda x: x.flatten(1), train, held_out)}")
-            if ours and seed == arguments.seeds[0]:
-                print(f"{line}: untrained, {read_both(Ours(module, 1), train, held_out)}", flush=True)
-            contender = Ours(module, data.batch_size) if ours else RIVALS[line](module, data.batch_size)
-            run(f"{line}, seed {seed}", contender, train, held_out, arguments)
+    lines = [(line, seed) for seed in arguments.seeds for line in [*arguments.contenders, *arguments.rivals]]
+    # All before the first rival is imported: stable-pretraining changes the command line's classes.
+    recipes = [recipe(arguments.contenders[0] if line in RIVALS else line, seed) for line, seed in lines]
+    _, data = recipes[0]
+    data.prepare_data()
+    data.setup("fit")
+    train, held_out = in_memory(data.train_dataloader()), in_memory(data.val_dataloader())
+    print(f"raw input: {read(lambda x: x.flatten(1), train, held_out)}", flush=True)
+    for (line, seed), (module, data) in zip(lines, recipes, strict=True):
+        ours = line not in RIVALS
+        if ours and seed == arguments.seeds[0]:
+            print(f"{line}: untrained, {read_each_way(Ours(module, 1), train, held_out)}", flush=True)
+        torch.manual_seed(seed)
+        contender = Ours(module, data.batch_size) if ours else RIVALS[line](module, data.batch_size)
+        run(f"{line}, seed {seed}", contender, train, held_out, arguments)
 
 
 if __name__ == "__main__":
