@@ -136,6 +136,11 @@ def test_the_protocol_of_ts2vec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert search.param_grid["C"] == pytest.approx([*(10.0**power for power in range(-4, 5)), np.inf])
     assert search.score(features, labels) > 0.8
     assert fit_linear(features, labels).score(features, labels) > 0.8
+    scaled = features * np.array([1.0, 1e3, 1e-3, 1e6])
+    np.testing.assert_array_equal(
+        fit_svm(scaled, labels, standardised=True).predict(scaled),
+        fit_svm(features, labels, standardised=True).predict(features),
+    )
     monkeypatch.setattr("jepa_lightning.evaluation.series.classes.MOST", 50)
     few = fit_svm(features, labels).best_estimator_
     assert few.shape_fit_ == (50, 4)
@@ -153,7 +158,7 @@ def test_classify(trained: Any) -> None:
     ]
     train, test = (series[:12], labels[:12]), (series[12:], labels[12:])
     readings = {each.probe: each for each in classify(SeriesEncoder(path), train, test, baselines=["1NN-DTW"])}
-    assert readings.keys() == {"linear", "SVM", "1NN", "1NN-DTW"}
+    assert readings.keys() == {"linear", "SVM", "SVM, standardised", "1NN", "1NN-DTW"}
     encoder = SeriesEncoder(path)
     features = [encoder.transform(part[0]) for part in (train, test)]
     distances = np.linalg.norm(features[1][:, None] - features[0], axis=-1)

@@ -26,8 +26,9 @@ from jepa_lightning import TSJEPA, load_encoder
 from jepa_lightning.batches import Series, labels
 from jepa_lightning.draws import Rng
 from jepa_lightning.evaluation import evaluate
+from jepa_lightning.evaluation.series import SeriesEncoder
 from jepa_lightning.masking import Masks, SpanMasking
-from jepa_lightning.networks import SeriesPatchEmbed
+from jepa_lightning.networks import SeriesConvolutions, SeriesPatchEmbed
 
 CHECKPOINT = str(GOLDEN_SERIES / "checkpoint.pt")
 
@@ -305,3 +306,47 @@ def test_an_encoder_of_ones_own() -> None:
         else:
             trainer.fit(module, data)
             assert trainer.global_step == 1
+
+
+def test_convolutions_by_hand() -> None:
+    """Of each stretch and kernel the share of steps above zero, where hidden steps are zero."""
+    torch.manual_seed(0)
+    encoder = SeriesConvolutions(40, patch_size=5, in_channels=2, num_kernels=3)
+    assert encoder.dilations == [1, 2, 4]
+    series, kept = random_series(1), torch.tensor([[1, 4]])
+    steps = torch.zeros(40, 2)
+    for token in (1, 4):
+        steps[5 * token : 5 * token + 5] = series[0, 5 * token : 5 * token + 5]
+    found = encoder(series, kept)[0]
+    for place, token in enumerate((1, 4)):
+        for number, dilation in enumerate(encoder.dilations):
+            convolution: Any = encoder.convolutions[number]
+            shares = []
+            for step in range(5 * token, 5 * token + 5):
+                places = [(k, step + dilation * (k - 4)) for k in range(9)]
+                values = [convolution.weight[:, :, k] @ steps[at] for k, at in places if 0 <= at < 40]
+                shares.append(torch.sigmoid(4 * (convolution.bias + sum(values))))
+            torch.testing.assert_close(found[place, 3 * number : 3 * number + 3], torch.stack(shares).mean(0))
+    for wrong, named in (({"kernel_size": 4}, "kernel_size=4"), ({"kernel_size": 41}, "41"), ({"patch_size": 0}, "0")):
+        with pytest.raises(ValueError, match=named):
+            SeriesConvolutions(40, **wrong)
+    with pytest.raises(ValueError, match=r"39, 2"):
+        encoder(series[:, :39])
+
+
+def test_convolutions_train(tmp_path: Path) -> None:
+    """In a module, on ragged series, and read by `SeriesEncoder`, whose mean is that of what is there."""
+    sizes = {"num_steps": 40, "patch_size": 4, "in_channels": 2, "num_kernels": 2}
+    network = {"class_path": "jepa_lightning.networks.SeriesConvolutions", "init_args": sizes}
+    module = TSJEPA(num_steps=40, in_channels=2, encoder=network, predictor_embed_dim=8, predictor_num_heads=2)
+    assert module.hparams.patch_size == 4
+    rows = [Series(*(field[i] for field in ragged())) for i in range(6)]
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, DataLoader(rows, 6))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    encoder, series = SeriesEncoder(tmp_path / "it.ckpt"), random_series(1)[0].numpy()
+    found = encoder.transform([series, series[:12]])
+    alone = module.eval().target_encoder(torch.tensor(series)[None]).mean(1)[0]
+    torch.testing.assert_close(torch.tensor(found[0]), alone, rtol=1e-4, atol=1e-5)
+    assert not (encoder.untrained(1).transform([series]) == found[:1]).all()

@@ -110,7 +110,7 @@ def validated(encoder: Any, train: Any, seed: int) -> dict[str, float]:
     rows = {}
     for name, each in (("SVM, standardised", encoder), ("SVM, standardised, untrained", encoder.untrained(seed))):
         features = each.transform(series)
-        svm = fit_svm(features[:49], labels[:49], standardised=True).set_params(svm__C=100.0)
+        svm = fit_svm(features[:49], labels[:49], standardised=True).set_params(svc__C=100.0)
         rows[name] = float(cross_val_score(svm, features, labels, cv=folds).mean())
     return rows
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
@@ -42,12 +42,11 @@ def fit_svm(features: Array, labels: Array, seed: int = 0, standardised: bool = 
     if len(labels) > MOST:
         kept, _ = next(StratifiedShuffleSplit(1, train_size=MOST, random_state=seed).split(features, labels))
         features, labels = features[kept], labels[kept]
-    svm = Pipeline(
-        [("scale", StandardScaler() if standardised else "passthrough"), ("svm", SVC(C=np.inf, gamma="scale"))]
-    )
+    svm = SVC(C=np.inf, gamma="scale")
+    name, model = ("svc__C", make_pipeline(StandardScaler(), svm)) if standardised else ("C", svm)
     if len(labels) < 50 or len(labels) // len(set(labels.tolist())) < 5:
-        return svm.fit(features, labels)
-    return GridSearchCV(svm, {"svm__C": [*10.0 ** np.arange(-4, 5), np.inf]}, cv=5).fit(features, labels)
+        return model.fit(features, labels)
+    return GridSearchCV(model, {name: [*10.0 ** np.arange(-4, 5), np.inf]}, cv=5).fit(features, labels)
 
 
 def fit_linear(features: Array, labels: Array) -> Any:
