@@ -15,15 +15,20 @@ from helpers import (
     assert_close,
     assert_golden_step,
     eager,
+    logged_images,
     quiet_trainer,
     random_series,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from jepa_lightning import TSJEPA, load_encoder
 from jepa_lightning.batches import Series, labels
+from jepa_lightning.callbacks import LatentPictures, SeriesPictures
+from jepa_lightning.callbacks.pictures import draw_series
+from jepa_lightning.callbacks.pictures.series import BARS, HEIGHT, WIDTH
 from jepa_lightning.draws import Rng
 from jepa_lightning.evaluation import evaluate
 from jepa_lightning.evaluation.series import SeriesEncoder
@@ -350,3 +355,28 @@ def test_convolutions_train(tmp_path: Path) -> None:
     alone = module.eval().target_encoder(torch.tensor(series)[None]).mean(1)[0]
     torch.testing.assert_close(torch.tensor(found[0]), alone, rtol=1e-4, atol=1e-5)
     assert not (encoder.untrained(1).transform([series]) == found[:1]).all()
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_series_pictures(tmp_path: Path) -> None:
+    """Hidden stretches and no others are shaded, with bars as high as their energies; images are refused."""
+    masks = Masks(torch.tensor([[0, 3]]), torch.tensor([[[1, 2]]]))
+    picture = draw_series(torch.zeros(1, 40, 1), masks, torch.tensor([[[1.0, 2.0]]]), 4)
+    assert picture.shape == (3, HEIGHT + BARS, WIDTH)
+    shaded = (picture[2, 40] < 0.99).float()  # a row above the line, in blue
+    assert shaded.view(4, -1).mean(1).tolist() == pytest.approx([0, 1, 1, 0], abs=0.02)
+    bars = (picture[2, HEIGHT + 1 :] < 0.5).float().sum(0).view(4, -1).median(1).values
+    assert bars[0] == bars[3] == 0
+    assert bars[2] == pytest.approx(2 * bars[1], abs=2)
+    module = tiny()
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, logger=TensorBoardLogger(tmp_path), callbacks=[SeriesPictures(num_images=2)]
+    )
+    trainer.fit(module, DataLoader([Series(*(field[i] for field in ragged())) for i in range(6)], 6))
+    (shown,) = logged_images(trainer.logger, "pictures/series").values()
+    assert shown.shape[1] > 2 * (HEIGHT + BARS)
+    assert shown.std() > 0.05
+    with pytest.raises(ValueError, match=r"LatentPictures draws images.*\[6, 40, 2\]"):
+        LatentPictures(num_images=6)._show(trainer, module, None, random_series(6))
