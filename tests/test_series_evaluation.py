@@ -1,5 +1,8 @@
 """What is read off the features of time series: against brute force, scikit-learn's own, and the module itself."""
 
+import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from jepa_lightning import IJEPA, TSJEPA, SeriesDataModule
+from jepa_lightning import IJEPA, RECIPES, TSJEPA, SeriesDataModule
 from jepa_lightning.batches import Series
 from jepa_lightning.data.series import Scaling
 from jepa_lightning.evaluation.series import (
@@ -283,3 +286,24 @@ def test_thresholds(trained: Any) -> None:
     for wrong, named in (({"window": 30}, "window=30"), ({"window": 4}, "window=4"), ({"quantile": 1.0}, "1.0")):
         with pytest.raises(ValueError, match=named):
             AnomalyDetector(module, data.scaling, **wrong)
+
+
+# --- The scripts -----------------------------------------------------------------------------------------------------
+
+
+# Eight seconds: several trainings, of a step or two, and their readings.
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("archives", ["--archives", "ItalyPowerDemand", "--steps", "2"], "ItalyPowerDemand, seed 0: .*SVM 0"),
+        ("archives", ["--archives", "ItalyPowerDemand", "--steps", "2", "--validate"], "untrained 0"),
+        ("archives", ["--archives", "BasicMotions", "--steps", "1", "--together"], "BasicMotions, seed 0: .*SVM"),
+        ("streams", ["--steps", "2"], "seed 0: highest score at"),
+    ],
+)
+def test_scripts(
+    name: str, options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *options, "--folder", str(tmp_path)])
+    runpy.run_path(str(RECIPES / "tsjepa" / f"{name}.py"), run_name="__main__")
+    assert re.search(said, capsys.readouterr().out)
