@@ -110,6 +110,50 @@ def test_regression_archives() -> None:
     torch.testing.assert_close(label, torch.tensor([float(each) for each in expected]))
 
 
+STAMPED = """@problemName Stamped
+@timeStamps true
+@missing true
+@univariate false
+@classLabel true a b
+@data
+(2026-01-01 00:00,-1.5),(2026-01-01 00:01,2),(2026-01-01 00:03,4):(2026-01-01 00:01,-7),(2026-01-01 00:02,?):b
+(2026-01-02 09:01:00,5.5),(2026-01-02 09:00:00,1e1):(2026-01-02 09:00:00,3.0):A
+"""
+
+
+def test_numbers_with_times(tmp_path: Path) -> None:
+    """Dates make a grid, gaps and all; signs, whole numbers and exponents stay, which aeon's own reader loses."""
+    (tmp_path / "Stamped_TRAIN.ts").write_text(STAMPED)
+    data = made(str(tmp_path / "Stamped_TRAIN.ts"), batch_size=2, scaling="none")
+    batch = everything(data, "train")
+    assert batch.series[0].tolist() == [[-1.5, 0], [2, -7], [0, 0], [4, 0]]
+    assert batch.valid.tolist() == [[True, True, False, True], [True, True, False, False]]
+    assert batch.series[1, :2].tolist() == [[10, 3], [5.5, 0]]
+    assert (data.classes, batch.label.tolist()) == (["a", "b"], [1, 0])
+    (tmp_path / "Numbers_TRAIN.ts").write_text(
+        "@timeStamps true\n@targetLabel true\n@data\n(0,1),(2,3):1.5\n(1,1),(3,2),(7,9):-2\n"
+    )
+    numbers = everything(made(str(tmp_path / "Numbers_TRAIN.ts"), batch_size=2, scaling="none"), "train")
+    assert numbers.label.tolist() == [1.5, -2]
+    assert numbers.series[1, :, 0].tolist() == [1, 2, 0, 9]
+    own = everything(made(str(WHEEL / "UnitTest" / "UnitTestTimeStamps_TRAIN.ts"), scaling="none"), "train")
+    torch.testing.assert_close(own.series[0, :, 0], torch.tensor([241.97, 241.75, 241.64, 241.71]))
+    for wrong, named in (("(2026-01-01,1),2:a", r"line 4.*pairs"), ("(x,1),(y,2):a", "line 4.*time")):
+        (tmp_path / "Wrong_TRAIN.ts").write_text(f"@timeStamps true\n@classLabel true a\n@data\n{wrong}\n")
+        with pytest.raises(ValueError, match=named):
+            made(str(tmp_path / "Wrong_TRAIN.ts"))
+
+
+def test_archives_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "Bare_TRAIN.ts").write_text("@classLabel false\n@equalLength true\n@data\n1,2,3\n4,5,6\n")
+    data = made(str(tmp_path / "Bare_TRAIN.ts"), batch_size=2, scaling="none")
+    batch = everything(data, "train")
+    assert (data.classes, batch.label.tolist(), batch.series[1, :, 0].tolist()) == ([], [-1, -1], [4, 5, 6])
+    (tmp_path / "Empty_TRAIN.ts").write_text("@classLabel false\n@data\n")
+    with pytest.raises(ValueError, match=r"Empty_TRAIN\.ts.*0 series"):
+        made(str(tmp_path / "Empty_TRAIN.ts"))
+
+
 def test_archives_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"GunPiont.*GunPoint"):
         made("GunPiont", root=str(tmp_path))
@@ -187,6 +231,39 @@ def test_parts_follow_each_other() -> None:
     }  # fmt: skip
 
 
+def test_labels_of_steps() -> None:
+    """A column of labels: of a window the most frequent class, or the mean; of steps without a row, none."""
+    states = ["off"] * 10 + ["on"] * 14 + [None] * 8 + ["off"] * 8
+    frame = pd.DataFrame({"t": range(40), "x": np.arange(40.0), "state": states, "load": np.arange(40) / 8})
+    options = {"batch_size": 1, "time": "t", "window": 8, "stride": 8, "val_share": 0, "test_share": 0}
+    data = made(frame.drop(index=range(3, 6)), channels=["x"], label="state", **options)
+    assert data.classes == ["off", "on"]
+    assert everything(data, "train").label.tolist() == [0, 1, 1, -1, 0]
+    load = everything(made(frame, channels=["x"], label="load", **options), "train").label
+    torch.testing.assert_close(load, torch.arange(40.0).view(5, 8).mean(1) / 8)
+    whole = made(frame.assign(state=[1.0] * 20 + [np.nan] * 10 + [2.0] * 10), label="state", **options)
+    assert whole.classes == ["1", "2"]  # classes with a gap, which pandas reads as numbers with a point
+    assert whole.in_channels == 2  # the label and the time are no channels
+
+
+def test_series_that_train_and_others_that_test() -> None:
+    """Each is in one part alone, whole, with its label; the same ones every time."""
+    frame = pd.DataFrame({"id": np.repeat(np.arange(20), 6), "x": np.arange(120.0)})
+    frame["kind"] = np.where(frame.id % 3 == 0, "fizz", "other")
+    options = {"series_id": "id", "label": "kind", "split": "series", "scaling": "none", "batch_size": 1}
+    data = made(frame, **options)
+    seen = []
+    for role, count in (("train", 14), ("val", 2), ("test", 4)):
+        batch = everything(data, role)
+        numbers = batch.series[:, 0, 0] / 6
+        assert len(numbers) == count
+        assert torch.equal(batch.series[..., 0], 6 * numbers[:, None] + torch.arange(6.0))
+        assert batch.label.tolist() == [int(number % 3 != 0) for number in numbers]
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(20))
+    assert torch.equal(everything(made(frame, **options), "test").series, everything(data, "test").series)
+
+
 def test_irregular_times() -> None:
     """Rows between steps are averaged into the nearest, as by pandas, and counted."""
     generator = np.random.default_rng(1)
@@ -220,6 +297,8 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
         ({"window": 0}, "window=0"),
         ({"stride": 3}, "stride=3"),
         ({"gaps": "maks"}, "mask"),
+        ({"split": "serise"}, "series"),
+        ({"label": "sort"}, r"'sort' \(label\).*when"),
     ):
         with pytest.raises(ValueError, match=named):
             made(frame, batch_size=1, **options)
@@ -232,6 +311,20 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
         made(str(tmp_path / "none.csv"))
     with pytest.raises(ValueError, match=r"frame 1.*z.*x"):
         made([pd.DataFrame({"x": [1.0, 2.0]}), pd.DataFrame({"z": [1.0]})])
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.csv.*read"):
+        made(str(tmp_path / "empty.csv"))
+    (tmp_path / "head.csv").write_text("when,x\n")
+    with pytest.raises(ValueError, match="head has no rows"):
+        made(str(tmp_path / "head.csv"), channels=["x"])
+    for column, options in (("when", {"time": "when"}), ("sensor", {"series_id": "sensor"})):
+        lacking = frame.assign(**{column: frame[column].where(frame.index != 4)})
+        with pytest.raises(ValueError, match=f"1 rows.*'{column}'"):
+            made(lacking, batch_size=1, **options)
+    with pytest.raises(ValueError, match=r"classes.*numbers"):
+        made([pd.DataFrame({"x": [1.0], "y": ["a"]}), pd.DataFrame({"x": [1.0], "y": [0.5]})], label="y", batch_size=1)
+    with pytest.raises(ValueError, match="train on"):
+        made(frame, batch_size=1, split="series", val_share=0.9, test_share=0.05)
     with pytest.raises(ValueError, match="channel 0"):
         made(pd.DataFrame({"x": [np.nan] * 9 + [1.0]}), batch_size=1)
 

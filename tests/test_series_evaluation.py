@@ -1,5 +1,8 @@
 """What is read off the features of time series: against brute force, scikit-learn's own, and the module itself."""
 
+import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from jepa_lightning import IJEPA, TSJEPA, SeriesDataModule
+from jepa_lightning import IJEPA, RECIPES, TSJEPA, SeriesDataModule
 from jepa_lightning.batches import Series
 from jepa_lightning.data.series import Scaling
 from jepa_lightning.evaluation.series import (
@@ -136,6 +139,11 @@ def test_the_protocol_of_ts2vec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert search.param_grid["C"] == pytest.approx([*(10.0**power for power in range(-4, 5)), np.inf])
     assert search.score(features, labels) > 0.8
     assert fit_linear(features, labels).score(features, labels) > 0.8
+    scaled = features * np.array([1.0, 1e3, 1e-3, 1e6])
+    np.testing.assert_array_equal(
+        fit_svm(scaled, labels, standardised=True).predict(scaled),
+        fit_svm(features, labels, standardised=True).predict(features),
+    )
     monkeypatch.setattr("jepa_lightning.evaluation.series.classes.MOST", 50)
     few = fit_svm(features, labels).best_estimator_
     assert few.shape_fit_ == (50, 4)
@@ -153,7 +161,7 @@ def test_classify(trained: Any) -> None:
     ]
     train, test = (series[:12], labels[:12]), (series[12:], labels[12:])
     readings = {each.probe: each for each in classify(SeriesEncoder(path), train, test, baselines=["1NN-DTW"])}
-    assert readings.keys() == {"linear", "SVM", "1NN", "1NN-DTW"}
+    assert readings.keys() == {"linear", "SVM", "SVM, standardised", "1NN", "1NN-DTW"}
     encoder = SeriesEncoder(path)
     features = [encoder.transform(part[0]) for part in (train, test)]
     distances = np.linalg.norm(features[1][:, None] - features[0], axis=-1)
@@ -278,3 +286,24 @@ def test_thresholds(trained: Any) -> None:
     for wrong, named in (({"window": 30}, "window=30"), ({"window": 4}, "window=4"), ({"quantile": 1.0}, "1.0")):
         with pytest.raises(ValueError, match=named):
             AnomalyDetector(module, data.scaling, **wrong)
+
+
+# --- The scripts -----------------------------------------------------------------------------------------------------
+
+
+# Eight seconds: several trainings, of a step or two, and their readings.
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("archives", ["--archives", "ItalyPowerDemand", "--steps", "2"], "ItalyPowerDemand, seed 0: .*SVM 0"),
+        ("archives", ["--archives", "ItalyPowerDemand", "--steps", "2", "--validate"], "untrained 0"),
+        ("archives", ["--archives", "BasicMotions", "--steps", "1", "--together"], "BasicMotions, seed 0: .*SVM"),
+        ("streams", ["--steps", "2"], "seed 0: highest score at"),
+    ],
+)
+def test_scripts(
+    name: str, options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *options, "--folder", str(tmp_path)])
+    runpy.run_path(str(RECIPES / "tsjepa" / f"{name}.py"), run_name="__main__")
+    assert re.search(said, capsys.readouterr().out)

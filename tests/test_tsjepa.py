@@ -15,19 +15,25 @@ from helpers import (
     assert_close,
     assert_golden_step,
     eager,
+    logged_images,
     quiet_trainer,
     random_series,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from jepa_lightning import TSJEPA, load_encoder
 from jepa_lightning.batches import Series, labels
+from jepa_lightning.callbacks import LatentPictures, SeriesPictures
+from jepa_lightning.callbacks.pictures import draw_series
+from jepa_lightning.callbacks.pictures.series import BARS, HEIGHT, WIDTH
 from jepa_lightning.draws import Rng
 from jepa_lightning.evaluation import evaluate
+from jepa_lightning.evaluation.series import SeriesEncoder
 from jepa_lightning.masking import Masks, SpanMasking
-from jepa_lightning.networks import SeriesPatchEmbed
+from jepa_lightning.networks import SeriesConvolutions, SeriesPatchEmbed
 
 CHECKPOINT = str(GOLDEN_SERIES / "checkpoint.pt")
 
@@ -305,3 +311,72 @@ def test_an_encoder_of_ones_own() -> None:
         else:
             trainer.fit(module, data)
             assert trainer.global_step == 1
+
+
+def test_convolutions_by_hand() -> None:
+    """Of each stretch and kernel the share of steps above zero, where hidden steps are zero."""
+    torch.manual_seed(0)
+    encoder = SeriesConvolutions(40, patch_size=5, in_channels=2, num_kernels=3)
+    assert encoder.dilations == [1, 2, 4]
+    series, kept = random_series(1), torch.tensor([[1, 4]])
+    steps = torch.zeros(40, 2)
+    for token in (1, 4):
+        steps[5 * token : 5 * token + 5] = series[0, 5 * token : 5 * token + 5]
+    found = encoder(series, kept)[0]
+    for place, token in enumerate((1, 4)):
+        for number, dilation in enumerate(encoder.dilations):
+            convolution: Any = encoder.convolutions[number]
+            shares = []
+            for step in range(5 * token, 5 * token + 5):
+                places = [(k, step + dilation * (k - 4)) for k in range(9)]
+                values = [convolution.weight[:, :, k] @ steps[at] for k, at in places if 0 <= at < 40]
+                shares.append(torch.sigmoid(4 * (convolution.bias + sum(values))))
+            torch.testing.assert_close(found[place, 3 * number : 3 * number + 3], torch.stack(shares).mean(0))
+    for wrong, named in (({"kernel_size": 4}, "kernel_size=4"), ({"kernel_size": 41}, "41"), ({"patch_size": 0}, "0")):
+        with pytest.raises(ValueError, match=named):
+            SeriesConvolutions(40, **wrong)
+    with pytest.raises(ValueError, match=r"39, 2"):
+        encoder(series[:, :39])
+
+
+def test_convolutions_train(tmp_path: Path) -> None:
+    """In a module, on ragged series, and read by `SeriesEncoder`, whose mean is that of what is there."""
+    sizes = {"num_steps": 40, "patch_size": 4, "in_channels": 2, "num_kernels": 2}
+    network = {"class_path": "jepa_lightning.networks.SeriesConvolutions", "init_args": sizes}
+    module = TSJEPA(num_steps=40, in_channels=2, encoder=network, predictor_embed_dim=8, predictor_num_heads=2)
+    assert module.hparams.patch_size == 4
+    rows = [Series(*(field[i] for field in ragged())) for i in range(6)]
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, DataLoader(rows, 6))
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    encoder, series = SeriesEncoder(tmp_path / "it.ckpt"), random_series(1)[0].numpy()
+    found = encoder.transform([series, series[:12]])
+    alone = module.eval().target_encoder(torch.tensor(series)[None]).mean(1)[0]
+    torch.testing.assert_close(torch.tensor(found[0]), alone, rtol=1e-4, atol=1e-5)
+    assert not (encoder.untrained(1).transform([series]) == found[:1]).all()
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_series_pictures(tmp_path: Path) -> None:
+    """Hidden stretches and no others are shaded, with bars as high as their energies; images are refused."""
+    masks = Masks(torch.tensor([[0, 3]]), torch.tensor([[[1, 2]]]))
+    picture = draw_series(torch.zeros(1, 40, 1), masks, torch.tensor([[[1.0, 2.0]]]), 4)
+    assert picture.shape == (3, HEIGHT + BARS, WIDTH)
+    shaded = (picture[2, 40] < 0.99).float()  # a row above the line, in blue
+    assert shaded.view(4, -1).mean(1).tolist() == pytest.approx([0, 1, 1, 0], abs=0.02)
+    bars = (picture[2, HEIGHT + 1 :] < 0.5).float().sum(0).view(4, -1).median(1).values
+    assert bars[0] == bars[3] == 0
+    assert bars[2] == pytest.approx(2 * bars[1], abs=2)
+    module = tiny()
+    trainer = quiet_trainer(
+        tmp_path, max_epochs=1, logger=TensorBoardLogger(tmp_path), callbacks=[SeriesPictures(num_images=2)]
+    )
+    trainer.fit(module, DataLoader([Series(*(field[i] for field in ragged())) for i in range(6)], 6))
+    (shown,) = logged_images(trainer.logger, "pictures/series").values()
+    assert shown.shape[1] > 2 * (HEIGHT + BARS)
+    assert shown.std() > 0.05
+    with pytest.raises(ValueError, match=r"LatentPictures draws images.*\[6, 40, 2\]"):
+        LatentPictures(num_images=6)._show(trainer, module, None, random_series(6))

@@ -6,6 +6,7 @@ from jepa_lightning.networks.blocks import Block
 from jepa_lightning.networks.build import build_network
 from jepa_lightning.networks.encoders import SeriesTransformer, VideoTransformer, VisionTransformer
 from jepa_lightning.networks.predictors import Predictor
+from jepa_lightning.networks.series_convolutions import SeriesConvolutions
 from jepa_lightning.networks.timm_encoder import TimmEncoder
 from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
 from jepa_lightning.networks.tokens import gather_tokens, hide_patches
@@ -17,6 +18,7 @@ __all__ = [
     "Block",
     "PatchEmbed",
     "Predictor",
+    "SeriesConvolutions",
     "SeriesPatchEmbed",
     "SeriesTransformer",
     "TimmEncoder",

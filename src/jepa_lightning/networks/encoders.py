@@ -151,7 +151,7 @@ class SeriesTransformer(Transformer):
             raise ValueError(f"a series of {num_steps} steps cannot be cut into patches of {patch_size}")
         tokenizer = SeriesPatchEmbed(patch_size, in_channels, embed_dim, kernel_size)
         super().__init__(tokenizer, (num_steps // patch_size,), depth, num_heads, mlp_ratio)
-        self.patch_size, self.kernel_size = patch_size, kernel_size
+        self.patch_size, self.kernel_size, self.in_channels = patch_size, kernel_size, in_channels
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = 1e-5  # as the official ones

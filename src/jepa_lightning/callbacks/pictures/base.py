@@ -27,6 +27,7 @@ class Pictures(pl.Callback):
     """
 
     tag: str
+    axes: tuple[int, ...] = (4, 5)  # of the observations that it draws
 
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:
@@ -63,11 +64,10 @@ class Pictures(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
         images = batches.observations(batch, pl_module.reads)[0][: self.num_images]
-        if images.ndim not in (4, 5):
-            raise ValueError(
-                f"{type(self).__name__} draws images [B, C, H, W] and clips [B, C, T, H, W], got {list(images.shape)}: "
-                "leave it out"
-            )
+        if images.ndim not in self.axes:
+            kinds = {3: "series [B, L, C]", 4: "images [B, C, H, W]", 5: "clips [B, C, T, H, W]"}
+            drawn = " and ".join(kinds[axes] for axes in self.axes)
+            raise ValueError(f"{type(self).__name__} draws {drawn}, got {list(images.shape)}: leave it out")
         picture = titled(self.draw(pl_module, images, outputs), self.titles(pl_module, images, outputs))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
+
+from jepa_lightning.data.series.stamped import is_stamped, read_stamped
 
 ENDINGS = (".ts", ".arff", ".tsv")
 
@@ -64,15 +66,49 @@ def download_archive(name: str, root: Path) -> None:
         raise FileNotFoundError(f"{missing} (the download failed: {error})") from error
 
 
-def read_archive(path: Path) -> tuple[list[NDArray[Any]], NDArray[Any]]:
-    """The series `[L, C]` of a file in float32, NaN where a number is missing, and their labels `[N]`.
+def read_archive(path: Path) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
+    """The series `[L, C]` of a file in float32, NaN where a number is missing, and their labels `[N]`, if it has some.
 
-    Labels are strings in lower case, or numbers where the archive is one of regression.
+    Labels are strings in lower case, or numbers where the archive is one of regression. Numbers that carry times are
+    put on an even grid, and what was missing or moved there is said.
 
     Raises:
         ImportError: aeon is missing.
         ValueError: a file of another kind, or one that cannot be read.
     """
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"{path} is none of {', '.join(ENDINGS)}")
+    try:
+        series, labels = _read_ts(path) if path.suffix == ".ts" else _by_aeon(path)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever aeon's parsers come across
+        raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    if not series or len(labels) not in (0, len(series)):
+        raise ValueError(f"{path} has {len(series)} series and {len(labels)} labels")
+    series = [np.ascontiguousarray(each, np.float32) for each in series]
+    if not len(labels):
+        return series, None
+    labels = np.asarray(labels)
+    if path.suffix == ".tsv":  # whose classes aeon gives as numbers
+        labels = labels.astype(int).astype(str)
+    if labels.dtype.kind in "UO":  # in lower case, as aeon gives those of `.ts`
+        classes, labels = set(labels), np.char.lower(labels.astype(str))
+        if len(set(labels)) < len(classes):
+            raise ValueError(f"{path} has classes that only capitals tell apart: {', '.join(sorted(classes))}")
+    return series, labels
+
+
+def _read_ts(path: Path) -> tuple[list[NDArray[Any]], Any]:
+    if not is_stamped(path):
+        return _by_aeon(path)
+    series, labels, counts = read_stamped(path)
+    rank_zero_info(f"{path}, by its time stamps: {counts}")
+    return series, labels
+
+
+def _by_aeon(path: Path) -> tuple[list[NDArray[Any]], Any]:
+    """The series `[L, C]` and labels of a file."""
     try:
         from aeon import datasets
     except ImportError as error:
@@ -82,48 +118,8 @@ def read_archive(path: Path) -> tuple[list[NDArray[Any]], NDArray[Any]]:
         ".arff": datasets.load_from_arff_file,
         ".tsv": datasets.load_from_tsv_file,
     }
-    if path.suffix not in readers:
-        raise ValueError(f"{path} is none of {', '.join(ENDINGS)}")
-    try:
-        cases, labels = readers[path.suffix](str(path))
-        series = [np.asarray(case, np.float32).T for case in cases]
-    except Exception as error:  # whatever aeon's parsers come across
-        raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
-    if not series or len(series) != len(labels):
-        raise ValueError(f"{path} has {len(series)} series and {len(labels)} labels")
-    labels = np.asarray(labels)
-    if path.suffix == ".tsv":  # whose classes aeon gives as numbers
-        labels = labels.astype(int).astype(str)
-    if labels.dtype.kind in "UO":  # in lower case, as aeon gives those of `.ts`
-        classes, labels = set(labels), np.char.lower(labels.astype(str))
-        if len(set(labels)) < len(classes):
-            raise ValueError(f"{path} has classes that only capitals tell apart: {', '.join(sorted(classes))}")
-    return [np.ascontiguousarray(each) for each in series], labels
-
-
-def class_names(labels: NDArray[Any]) -> list[str]:
-    """The classes in order, by number where they are numbers.
-
-    >>> class_names(np.array(["10", "-1", "2", "10"]))
-    ['-1', '2', '10']
-    """
-    names = sorted({str(label) for label in labels})
-    try:
-        return sorted(names, key=float)
-    except ValueError:
-        return names
-
-
-def numbered(labels: NDArray[Any], classes: Sequence[str], path: Path) -> NDArray[Any]:
-    """The numbers of labels among the classes.
-
-    Raises:
-        ValueError: a class that the training part does not have.
-    """
-    number = {name: place for place, name in enumerate(classes)}
-    if unknown := sorted({str(label) for label in labels} - set(number)):
-        raise ValueError(f"{path} has classes that the training part does not have: {', '.join(unknown)}")
-    return np.array([number[str(label)] for label in labels], np.int64)
+    cases, labels = readers[path.suffix](str(path))
+    return [np.asarray(case).T for case in cases], labels
 
 
 def _with_test(path: Path) -> dict[str, Path]:

@@ -10,14 +10,17 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from jepa_lightning.data.datamodule import ROLES, SplitDataModule
-from jepa_lightning.data.series.archives import class_names, download_archive, find_archive, numbered, read_archive
+from jepa_lightning.data.datamodule import SplitDataModule
+from jepa_lightning.data.series.archives import download_archive, find_archive, read_archive
 from jepa_lightning.data.series.dataset import SeriesWindows
+from jepa_lightning.data.series.labels import as_numbers, class_names, numbered
 from jepa_lightning.data.series.scaling import Kind, Scaling
 from jepa_lightning.data.series.tables import Counts, interpolated, is_table, read_tables, series_of
 from jepa_lightning.errors import check_choice
 
 Gaps = Literal["mask", "interpolate"]
+Split = Literal["time", "series"]
+Part = tuple[list[NDArray[Any]], Sequence[Any] | NDArray[Any] | None]  # series, and their labels
 
 
 class SeriesDataModule(SplitDataModule):
@@ -28,7 +31,8 @@ class SeriesDataModule(SplitDataModule):
     - an archive of UCR or UEA (`.ts`, `.arff`, `.tsv`): a name, a folder with `*_TRAIN.ts`, or such a file. Training
       and test parts are the archive's; the test part validates, too. Archives in aeon's wheel need no download.
     - tables: a `.csv` or `.parquet` file, a folder or pattern of these, a pandas `DataFrame`, or a list of these. Each
-      series is cut by time: its first part trains, its last part is the test. Times are put on an even grid.
+      series is cut by time: its first part trains, its last part is the test (`split="time"`); or some series
+      train, and others are the test (`split="series"`). Times are put on an even grid.
 
     What is missing is counted and said: steps without a number are not seen (`gaps="mask"`), or filled along lines.
 
@@ -46,16 +50,20 @@ class SeriesDataModule(SplitDataModule):
         time: of tables, the column of time stamps, or of numbers; rows are steps without.
         series_id: of tables, the column that tells several series apart; each file is one without.
         channels: of tables, the columns that are channels; all columns of numbers without.
+        label: of tables, the column of labels, which may change from step to step: words or whole numbers are classes,
+            other numbers are not. A window has the most frequent class of its steps, or the mean of the numbers.
         frequency: of tables, the time between steps, such as `15min` or, where times are numbers, a number; the median
             distance of rows without.
-        val_share: of tables, the share of each series that validates, before the test's.
-        test_share: of tables, the share of each series at its end that tests.
+        split: of tables, `time` or `series`; which series train is drawn, the same ones every time.
+        val_share: of tables, the share of each series that validates, before the test's; or of all series.
+        test_share: of tables, the share of each series at its end that tests; or of all series.
 
     Attributes:
         scaling: the `Scaling`, which checkpoints of a training store.
         num_steps: steps of a sample.
         in_channels: channels.
-        classes: names of the classes, in the order of their numbers; of regression and of tables none.
+        classes: names of the classes, in the order of their numbers; none where labels are numbers, or missing.
+        parts: by role the series `[L, C]`, and what they are labelled with (see `SeriesWindows`).
         counts: of tables, what was missing or moved.
 
     Raises:
@@ -83,12 +91,15 @@ class SeriesDataModule(SplitDataModule):
         time: str | None = None,
         series_id: str | None = None,
         channels: Sequence[str] | None = None,
+        label: str | None = None,
         frequency: str | float | None = None,
+        split: Split = "time",
         val_share: float = 0.1,
         test_share: float = 0.2,
     ) -> None:
         super().__init__(batch_size, num_workers)
         check_choice("gaps", gaps, get_args(Gaps))
+        check_choice("split", split, get_args(Split))
         for name, value in {"window": window, "stride": stride}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1 step")
@@ -96,7 +107,9 @@ class SeriesDataModule(SplitDataModule):
             raise ValueError(f"stride={stride} is of windows: give window, too")
         if min(val_share, test_share) < 0 or val_share + test_share >= 1:
             raise ValueError(f"val_share={val_share} and test_share={test_share} must leave a share to train on")
-        given: dict[str, Any] = {"time": time, "series_id": series_id, "channels": channels, "frequency": frequency}
+        given: dict[str, Any] = {
+            "time": time, "series_id": series_id, "channels": channels, "label": label, "frequency": frequency
+        }  # fmt: skip
         if not is_table(source) and (unused := [name for name, value in given.items() if value is not None]):
             raise ValueError(f"{', '.join(unused)}: of tables, which {source!r} is not")
         if frequency is not None and time is None:
@@ -105,11 +118,11 @@ class SeriesDataModule(SplitDataModule):
         self.source, self.root, self.download = source, Path(root), download
         self.window, self.stride, self.gaps = window, stride or max(1, (window or 4) // 4), gaps
         self.columns = given
-        self.val_share, self.test_share = val_share, test_share
+        self.split, self.val_share, self.test_share = split, val_share, test_share
         self.scaling = Scaling(scaling)
         self.classes: list[str] = []
         self.counts: Counts | None = None
-        self.parts: dict[str, tuple[list[NDArray[Any]], NDArray[Any] | None]] = {}
+        self.parts: dict[str, Part] = {}
 
     def prepare_data(self) -> None:
         """Download what is missing (Lightning calls this in one process only)."""
@@ -157,14 +170,14 @@ class SeriesDataModule(SplitDataModule):
             return
         self.scaling.mean, self.scaling.std = stored.mean, stored.std
 
-    def _archive(self) -> dict[str, tuple[list[NDArray[Any]], NDArray[Any] | None]]:
+    def _archive(self) -> dict[str, Part]:
         files = find_archive(str(self.source), self.root)
-        parts: dict[str, tuple[list[NDArray[Any]], NDArray[Any] | None]] = {}
+        parts: dict[str, Part] = {}
         for role, path in files.items():
             series, labels = read_archive(path)
-            if np.issubdtype(labels.dtype, np.number):
+            if labels is not None and np.issubdtype(labels.dtype, np.number):
                 labels = labels.astype(np.float32)
-            else:
+            elif labels is not None:
                 self.classes = self.classes or class_names(labels)
                 labels = numbered(labels, self.classes, path)
             parts[role] = (series, labels)
@@ -181,25 +194,58 @@ class SeriesDataModule(SplitDataModule):
             raise ValueError(f"the series of {self.source} have {', '.join(map(str, sorted(widths)))} channels")
         return parts | ({"val": parts["test"]} if "test" in parts else {})
 
-    def _tables(self) -> dict[str, tuple[list[NDArray[Any]], NDArray[Any] | None]]:
+    def _tables(self) -> dict[str, Part]:
         found: dict[str, NDArray[Any]] = {}
+        told: dict[str, NDArray[Any]] = {}
         counts, channels = Counts(), None
         for name, frame in read_tables(self.source).items():
-            series, own, names = series_of(frame, name, **self.columns)
-            if channels is not None and names != channels:
-                raise ValueError(f"{name} has the channels {', '.join(names)}, the others {', '.join(channels)}")
-            channels = names
-            counts = Counts(*(a + b for a, b in zip(counts, own, strict=True)))
-            found |= {key if key not in found else f"{name}/{key}": each for key, each in series.items()}
+            table = series_of(frame, name, **self.columns)
+            if channels is not None and table.channels != channels:
+                raise ValueError(
+                    f"{name} has the channels {', '.join(table.channels)}, the others {', '.join(channels)}"
+                )
+            channels, counts = table.channels, counts.plus(table.counts)
+            keys = {key: key if key not in found else f"{name}/{key}" for key in table.series}
+            found |= {keys[key]: each for key, each in table.series.items()}
+            told |= {keys[key]: each for key, each in (table.labels or {}).items()}
         self.counts = counts
         filled = " (filled along lines)" if self.gaps == "interpolate" else " (not seen)"
         rank_zero_info(
             f"{len(found)} series of {', '.join(channels or ())}: {counts}{filled if counts.missing else ''}"
         )
-        parts: dict[str, tuple[list[NDArray[Any]], NDArray[Any] | None]] = {role: ([], None) for role in ROLES}
-        for each in found.values():
-            ends = [round(len(each) * share) for share in (1 - self.val_share - self.test_share, 1 - self.test_share)]
-            for role, part in zip(ROLES, np.split(each, ends), strict=True):
-                if len(part):
-                    parts[role][0].append(part)
-        return {role: part for role, part in parts.items() if part[0]}
+        labels, self.classes = as_numbers(list(told.values()))
+        shares = {"train": 1 - self.val_share - self.test_share, "val": self.val_share, "test": self.test_share}
+        parts: dict[str, Part] = {}
+        for role, chosen in split_parts([len(each) for each in found.values()], self.split, shares).items():
+            series = list(found.values())
+            some = [(number, steps) for number, steps in chosen if steps.stop > steps.start]
+            if some:
+                parts[role] = (
+                    [series[number][steps] for number, steps in some],
+                    [labels[number][steps] for number, steps in some] if labels else None,
+                )
+        if "train" not in parts:
+            raise ValueError(f"nothing is left to train on of {len(found)} series, split by {self.split}")
+        return parts
+
+
+def split_parts(lengths: Sequence[int], by: Split, shares: dict[str, float]) -> dict[str, list[tuple[int, slice]]]:
+    """What of each series belongs to which part: its number, and its steps; parts in the order of their shares.
+
+    >>> split_parts([10, 5], "time", {"train": 0.6, "val": 0.2, "test": 0.2})["val"]
+    [(0, slice(6, 8, None)), (1, slice(3, 4, None))]
+    >>> split_parts([10, 5], "series", {"train": 0.5, "val": 0.0, "test": 0.5})
+    {'train': [(0, slice(0, 10, None))], 'val': [], 'test': [(1, slice(0, 5, None))]}
+    """
+    ends = np.cumsum([0.0, *shares.values()])
+    parts: dict[str, list[tuple[int, slice]]] = {role: [] for role in shares}
+    if by == "series":
+        drawn = np.random.default_rng(0).permutation(len(lengths)).tolist()
+        for role, low, high in zip(shares, ends[:-1], ends[1:], strict=True):
+            some = drawn[round(low * len(drawn)) : round(high * len(drawn))]
+            parts[role] = [(number, slice(0, lengths[number])) for number in sorted(some)]
+        return parts
+    for number, length in enumerate(lengths):
+        for role, low, high in zip(shares, ends[:-1], ends[1:], strict=True):
+            parts[role].append((number, slice(round(length * low), round(length * high))))
+    return parts

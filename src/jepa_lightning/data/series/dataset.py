@@ -22,13 +22,15 @@ class SeriesWindows(Dataset[Series]):
 
     Args:
         series: each `[L, C]` float32, NaN where there is nothing.
-        labels: `[N]` of the series, int64 or float32; unlabelled without.
+        labels: int64 or float32: of each series one, `[N]`, or one for each of its steps, `[L]` each, of which a window
+            has the most frequent, or the mean; unlabelled without.
         length: steps of a sample.
         window: steps of a window; without, each series is a sample, of which it takes the whole.
         stride: steps from a window to the next; the last one ends with its series.
         scaling: of the windows.
 
     Attributes:
+        labels: of each window, `[M]`.
         starts: LongTensor `[M, 2]`: of each window its series, and the step that it starts with.
         dropped: windows left out since there is nothing in them.
     """
@@ -36,14 +38,13 @@ class SeriesWindows(Dataset[Series]):
     def __init__(
         self,
         series: Sequence[NDArray[Any]],
-        labels: NDArray[Any] | None,
+        labels: Sequence[Any] | NDArray[Any] | None,
         length: int,
         window: int | None,
         stride: int,
         scaling: Scaling,
     ) -> None:
         self.series, self.length, self.scaling = list(series), length, scaling
-        self.labels = torch.full((len(series),), UNLABELLED) if labels is None else torch.from_numpy(labels)
         starts, self.dropped = [], 0
         for number, each in enumerate(self.series):
             last = max(0, len(each) - window) if window else 0
@@ -55,6 +56,9 @@ class SeriesWindows(Dataset[Series]):
                 else:
                     self.dropped += 1
         self.starts = torch.tensor(starts, dtype=torch.long).view(-1, 2)
+        self.labels = torch.full((len(starts),), UNLABELLED)
+        if labels is not None and starts:
+            self.labels = torch.from_numpy(np.stack([_label(labels[number], s, s + length) for number, s in starts]))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -67,4 +71,16 @@ class SeriesWindows(Dataset[Series]):
             window = self.series[number][start : start + self.length]
             values[row, : len(window)] = self.scaling.apply(window)[0]
         valid = torch.from_numpy(np.isfinite(values).any(2))
-        return Series(torch.from_numpy(np.nan_to_num(values, nan=0.0)), valid, self.labels[chosen[:, 0]])
+        return Series(torch.from_numpy(np.nan_to_num(values, nan=0.0)), valid, self.labels[indices])
+
+
+def _label(labels: Any, start: int, end: int) -> Any:
+    """The label of a window: the series', or what is told of its steps."""
+    if np.ndim(labels) == 0:
+        return labels
+    there = labels[start:end]
+    if np.issubdtype(there.dtype, np.floating):
+        there = there[np.isfinite(there)]
+        return np.float32(there.mean() if len(there) else np.nan)
+    there = there[there != UNLABELLED]
+    return np.int64(np.bincount(there).argmax() if len(there) else UNLABELLED)

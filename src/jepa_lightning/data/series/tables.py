@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jepa_lightning.data.series.labels import labels_of
+
 TABLES = (".csv", ".parquet")
 SLACK = 0.01  # of a step, by which time stamps may be beside the grid
 SPARSE = 100  # steps for each row, from which on a grid is a mistake
@@ -46,6 +48,33 @@ class Counts(NamedTuple):
         told = [f"{count} {what}" for what, count in parts.items() if count]
         return f"{self.rows} rows, {self.steps} steps; " + ("; ".join(told) or "no gaps")
 
+    def plus(self, other: Counts) -> Counts:
+        """Those of both."""
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def of(self, values: NDArray[Any]) -> Counts:
+        """The same with the steps of a series `[L, C]` on its grid, and what these lack."""
+        missing = np.isnan(values).all(1)
+        holes = int(np.isnan(values[~missing]).sum())
+        return self._replace(steps=len(values), missing=int(missing.sum()), holes=holes)
+
+
+class Table(NamedTuple):
+    """The series of a data frame.
+
+    Attributes:
+        series: by name, each `[L, C]` float32 on an even grid, NaN where there is nothing.
+        labels: of each series one for every step, `[L]`: strings, None where there is none, or float32, NaN where there
+            is none; without a column of labels, None.
+        channels: names of the channels.
+        counts: what was missing or moved.
+    """
+
+    series: dict[str, NDArray[Any]]
+    labels: dict[str, NDArray[Any]] | None
+    channels: list[str]
+    counts: Counts
+
 
 def read_tables(source: Any) -> dict[str, Any]:
     """The data frames of a source by name: a file, a folder or pattern of files, a data frame, or a list of these.
@@ -55,7 +84,7 @@ def read_tables(source: Any) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: a file that cannot be read.
     """
-    pandas = _pandas()
+    pandas = pandas_or_say()
     if isinstance(source, pandas.DataFrame):
         return {"frame": source}
     if not isinstance(source, str | Path):
@@ -83,12 +112,13 @@ def is_table(source: Any) -> bool:
 def series_of(
     frame: Any,
     name: str,
-    time: str | None,
-    series_id: str | None,
-    channels: Sequence[str] | None,
-    frequency: str | float | None,
-) -> tuple[dict[str, NDArray[Any]], Counts, list[str]]:
-    """The series of a data frame by name, `[L, C]` float32 on an even grid, NaN where there is nothing.
+    time: str | None = None,
+    series_id: str | None = None,
+    channels: Sequence[str] | None = None,
+    frequency: str | float | None = None,
+    label: str | None = None,
+) -> Table:
+    """The series of a data frame.
 
     Args:
         frame: the data frame.
@@ -98,45 +128,56 @@ def series_of(
         channels: the columns of the channels; all others that are numbers without.
         frequency: the time between steps, such as `"15min"` or, where times are numbers, a number; the median distance
             of rows without.
-
-    Returns:
-        The series, what was counted, and the channels.
+        label: the column of labels: words or whole numbers, which are classes, or other numbers. Of rows in one step,
+            the last one's.
 
     Raises:
         ValueError: columns that there are not or that are no numbers, or times that make no grid.
     """
-    pandas = _pandas()
-    for option, column in (("time", time), ("series_id", series_id), *(("channels", each) for each in channels or ())):
+    pandas = pandas_or_say()
+    named = {"time": time, "series_id": series_id, "label": label}
+    for option, column in (*named.items(), *(("channels", each) for each in channels or ())):
         if column is not None and column not in frame.columns:
             raise ValueError(f"{name} has no column {column!r} ({option}); it has {', '.join(map(str, frame.columns))}")
+    if not len(frame):
+        raise ValueError(f"{name} has no rows")
     if channels is None:
         numeric = frame.select_dtypes("number").columns
-        channels = [column for column in numeric if column not in (time, series_id)]
+        channels = [column for column in numeric if column not in named.values()]
     if not channels:
-        raise ValueError(f"{name} has no column of numbers beside {time} and {series_id}: name the channels")
+        beside = ", ".join(str(column) for column in named.values() if column is not None)
+        raise ValueError(
+            f"{name} has no column of numbers" + (f" beside {beside}" if beside else "") + ": name the channels"
+        )
     if wrong := [each for each in channels if not pandas.api.types.is_numeric_dtype(frame[each])]:
         raise ValueError(
             f"the channels {', '.join(map(str, wrong))} of {name} are no numbers but {frame[wrong[0]].dtype}"
         )
-    groups = [(name, frame)] if series_id is None else [(str(key), part) for key, part in frame.groupby(series_id)]
+    if series_id is not None and (lost := int(frame[series_id].isna().sum())):
+        raise ValueError(f"{lost} rows of {name} have no {series_id!r}, which tells series apart")
+    groups = {name: np.arange(len(frame))} if series_id is None else frame.groupby(series_id).indices
+    told = None if label is None else labels_of(frame[label])
     found: dict[str, NDArray[Any]] = {}
+    labels: dict[str, NDArray[Any]] = {}
     counts = Counts()
-    for key, part in groups:
+    for group, places in groups.items():
+        key, part = str(group), frame.iloc[places]
         values = part[list(channels)].to_numpy(np.float64, copy=True, na_value=np.nan)
         values[~np.isfinite(values)] = np.nan
+        own, rows = Counts(len(values)), np.arange(len(values))
         if time is not None:
-            times, step = _times(part[time], name, time, frequency)
-            values, own = on_grid(times, values, step, key)
-        else:
-            own = Counts(len(values))
-        missing = np.isnan(values).all(1)
-        own = own._replace(steps=len(values), missing=int(missing.sum()), holes=int(np.isnan(values[~missing]).sum()))
-        counts = Counts(*(a + b for a, b in zip(counts, own, strict=True)))
+            times, step = times_of(part[time], key, time, frequency)
+            values, own, rows = on_grid(times, values, step, key)
+        counts = counts.plus(own.of(values))
         found[key] = values.astype(np.float32)
-    return found, counts, [str(channel) for channel in channels]
+        if told is not None:
+            labels[key] = told[np.append(places, -1)[rows]]
+    return Table(found, None if label is None else labels, [str(channel) for channel in channels], counts)
 
 
-def on_grid(times: NDArray[Any], values: NDArray[Any], step: float | None, name: str) -> tuple[NDArray[Any], Counts]:
+def on_grid(
+    times: NDArray[Any], values: NDArray[Any], step: float | None, name: str
+) -> tuple[NDArray[Any], Counts, NDArray[Any]]:
     """Rows at any times, put on an even grid that begins with the first.
 
     Args:
@@ -146,7 +187,8 @@ def on_grid(times: NDArray[Any], values: NDArray[Any], step: float | None, name:
         name: of the series.
 
     Returns:
-        `[L, C]`, of each step the mean of the rows nearest to it, NaN where there are none; and what was counted.
+        `[L, C]`, of each step the mean of the rows nearest to it, NaN where there are none; what was counted; and the
+        last of the rows nearest to each step, LongArray `[L]`, -1 where there are none.
 
     Raises:
         ValueError: times that make no grid.
@@ -176,27 +218,26 @@ def on_grid(times: NDArray[Any], values: NDArray[Any], step: float | None, name:
     np.add.at(numbers, nearest, there)
     gridded = np.where(numbers > 0, sums / numbers.clip(1), np.nan)
     moved = int((np.abs(places - nearest) > SLACK).sum())
-    return gridded, Counts(rows=len(times), moved=moved, doubled=doubled, unsorted=unsorted)
+    rows = np.full(length, -1)
+    rows[nearest] = order
+    return gridded, Counts(rows=len(times), moved=moved, doubled=doubled, unsorted=unsorted), rows
 
 
-def interpolated(values: NDArray[Any]) -> NDArray[Any]:
-    """Series `[L, C]` with gaps between numbers filled along lines; what is before the first or after the last stays.
+def times_of(
+    column: Any, name: str, time: str, frequency: str | float | None = None
+) -> tuple[NDArray[Any], float | None]:
+    """Times as numbers, in seconds where they are time stamps, and the step in the same unit.
 
-    >>> interpolated(np.array([[np.nan], [1.0], [np.nan], [3.0]])).ravel().tolist()
-    [nan, 1.0, 2.0, 3.0]
+    Args:
+        column: of a data frame.
+        name: of the series.
+        time: name of the column.
+        frequency: the time between steps.
+
+    Raises:
+        ValueError: times that are missing or cannot be read.
     """
-    filled = values.copy()
-    for channel in filled.T:
-        there = np.flatnonzero(np.isfinite(channel))
-        if len(there):
-            inner = np.arange(there[0], there[-1] + 1)
-            channel[inner] = np.interp(inner, there, channel[there])
-    return filled
-
-
-def _times(column: Any, name: str, time: str, frequency: str | float | None) -> tuple[NDArray[Any], float | None]:
-    """Times as numbers, in seconds where they are time stamps, and the step in the same unit."""
-    pandas = _pandas()
+    pandas = pandas_or_say()
     if pandas.api.types.is_numeric_dtype(column):
         times = column.to_numpy(np.float64)
         if isinstance(frequency, str):
@@ -221,8 +262,23 @@ def _times(column: Any, name: str, time: str, frequency: str | float | None) -> 
     return times, step
 
 
+def interpolated(values: NDArray[Any]) -> NDArray[Any]:
+    """Series `[L, C]` with gaps between numbers filled along lines; what is before the first or after the last stays.
+
+    >>> interpolated(np.array([[np.nan], [1.0], [np.nan], [3.0]])).ravel().tolist()
+    [nan, 1.0, 2.0, 3.0]
+    """
+    filled = values.copy()
+    for channel in filled.T:
+        there = np.flatnonzero(np.isfinite(channel))
+        if len(there):
+            inner = np.arange(there[0], there[-1] + 1)
+            channel[inner] = np.interp(inner, there, channel[there])
+    return filled
+
+
 def _read(path: Path) -> Any:
-    pandas = _pandas()
+    pandas = pandas_or_say()
     try:
         return pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
     except ImportError as error:
@@ -231,7 +287,12 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _pandas() -> Any:
+def pandas_or_say() -> Any:
+    """The library that reads tables.
+
+    Raises:
+        ImportError: it is missing; the message says how to get it.
+    """
     try:
         import pandas
     except ImportError as error:

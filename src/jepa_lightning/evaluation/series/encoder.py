@@ -17,7 +17,6 @@ from typing_extensions import Self
 from jepa_lightning.checkpoints import load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.data.series.scaling import Scaling
-from jepa_lightning.networks import SeriesTransformer
 from jepa_lightning.step import Tokens
 
 Array = NDArray[Any]
@@ -31,7 +30,8 @@ class SeriesEncoder(TransformerMixin, BaseEstimator):
     is where nothing was measured. Nothing is fitted: `transform` may be called right away.
 
     Args:
-        path: a checkpoint of `TSJEPA`, ours or official. Ours holds the scale of a `SeriesDataModule` that it was
+        path: a checkpoint of `TSJEPA`, ours or official; an encoder of another kind says its `patch_size` and
+            `in_channels`, as `SeriesConvolutions` does. Ours holds the scale of a `SeriesDataModule` that it was
             trained on; an official one is fed as it is.
         pooling: of the tokens that there are: their `mean`; their `max`, as TS2Vec's protocol has it; or `mean and
             last`, side by side, for forecasts.
@@ -61,7 +61,7 @@ class SeriesEncoder(TransformerMixin, BaseEstimator):
             if self.pooling not in get_args(Pooling):
                 raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
             encoder = load_encoder(self.path, self.network)
-            if not isinstance(encoder, SeriesTransformer):
+            if not (hasattr(encoder, "in_channels") and isinstance(getattr(encoder, "patch_size", None), int)):
                 raise ValueError(f"{self.path} holds a {type(encoder).__name__}, not an encoder of series")
             told = read_file(Path(self.path)).get("SeriesDataModule", {}).get("scaling", {"kind": "none"})
             self.encoder_, self.scaling_ = encoder, Scaling(**told)
@@ -91,7 +91,7 @@ class SeriesEncoder(TransformerMixin, BaseEstimator):
     def tokens(self, X: Any) -> Tokens:  # noqa: N803
         """The tokens `[n, N, D]` of series, in float32 on the CPU."""
         self.fit()
-        series = as_series(X, self.encoder_.patch_embed.proj.in_channels)
+        series = as_series(X, self.encoder_.in_channels)
         patch = self.encoder_.patch_size
         length = -(-max(len(each) for each in series) // patch) * patch
         values: list[Any] = []
