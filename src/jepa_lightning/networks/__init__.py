@@ -9,10 +9,12 @@ from jepa_lightning.networks.predictors import Predictor
 from jepa_lightning.networks.timm_encoder import TimmEncoder
 from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
 from jepa_lightning.networks.tokens import gather_tokens, hide_patches
+from jepa_lightning.networks.tracks import AdjFuse, TrackPredictor, TrackTransformer
 from jepa_lightning.networks.transformer import Transformer
 
 __all__ = [
     "ActionPredictor",
+    "AdjFuse",
     "AttentivePooler",
     "Block",
     "PatchEmbed",
@@ -20,6 +22,8 @@ __all__ = [
     "SeriesPatchEmbed",
     "SeriesTransformer",
     "TimmEncoder",
+    "TrackPredictor",
+    "TrackTransformer",
     "Transformer",
     "VideoTransformer",
     "VisionTransformer",
