@@ -11,6 +11,7 @@ from jepa_lightning.data import (
     MovingShapesDataModule,
     SeriesDataModule,
     ShapesDataModule,
+    TrajectoriesDataModule,
     VideoDataModule,
 )
 from jepa_lightning.modules import (
@@ -58,6 +59,7 @@ __all__ = [
     "ShapesDataModule",
     "Teacher",
     "Tokens",
+    "TrajectoriesDataModule",
     "VideoDataModule",
     "callbacks",
     "evaluation",
