@@ -107,7 +107,7 @@ class TrackTransformer(Transformer):
         tokenizer, grid = AdjFuse(embed_dim, adj_fuse), (num_points,)
         super().__init__(tokenizer, grid, depth, num_heads, mlp_ratio, "learned", norm_first=False, activation="relu")
         self.num_points, self.adj_fuse = num_points, adj_fuse
-        self.norm = nn.Identity()  # which is before the first block elsewhere
+        self.norm: nn.Module = nn.Identity()  # which is before the first block elsewhere
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = 1e-5  # as the official ones
@@ -146,9 +146,7 @@ class TrackPredictor(nn.Module):
     Source: T-JEPA (arXiv 2406.12913), section 4.4, and the authors' code of 2024.
     """
 
-    def __init__(
-        self, num_points: int, embed_dim: int, depth: int = 2, num_heads: int = 8, head_dim: int = 64
-    ) -> None:
+    def __init__(self, num_points: int, embed_dim: int, depth: int = 2, num_heads: int = 8, head_dim: int = 64) -> None:
         super().__init__()
         check_sizes(num_points=num_points, predictor_depth=depth, predictor_num_heads=num_heads, head_dim=head_dim)
         self.positions = "learned"

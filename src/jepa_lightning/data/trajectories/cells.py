@@ -98,16 +98,16 @@ class Cells:
         farthest = float(np.hypot(*metres.T).max())
         if farthest > FARTHEST:
             raise ValueError(
-                f"the tracks reach {farthest / 1000:.0f} km from their middle, {centre[0]:.2f}, {centre[1]:.2f}: on one "
-                f"map up to {FARTHEST / 1000:.0f} km are fine. Give an extent, [west, south, east, north] in degrees"
+                f"the tracks reach {farthest / 1000:.0f} km from their middle, {centre[0]:.2f}, {centre[1]:.2f}: on "
+                f"one map up to {FARTHEST / 1000:.0f} km are fine. Give an extent, [west, south, east, north]"
             )
         low = np.floor(metres.min(0) / cell_size).astype(int) - MARGIN
         high = np.floor(metres.max(0) / cell_size).astype(int) + MARGIN + 1
         columns, rows = (int(each) for each in high - low)
         if rows * columns > MOST_CELLS:
             raise ValueError(
-                f"{rows} x {columns} cells of {cell_size:g} m are more than the {MOST_CELLS} that can be embedded: give "
-                "a larger cell_size, or an extent, [west, south, east, north] in degrees, without stray points"
+                f"{rows} x {columns} cells of {cell_size:g} m are more than the {MOST_CELLS} that can be embedded: "
+                "give a larger cell_size, or an extent, [west, south, east, north] in degrees, without stray points"
             )
         table = torch.as_tensor(embed(rows, columns), dtype=torch.float32)
         visited = torch.zeros(rows * columns, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def trips_of(
     max_speed: float,
     min_points: int,
     max_points: int,
-    extent: tuple[float, float, float, float] | None = None,
+    extent: Sequence[float] | None = None,
 ) -> Trips:
     """Clean points, and split them into trips.
 
@@ -89,7 +90,9 @@ def trips_of(
     inside = there.copy()
     if extent is not None:
         west, south, east, north = extent
-        inside &= (latitude >= south) & (latitude <= north) & (wrapped(places[:, 2] - west) % 360 <= (east - west) % 360)
+        inside &= (
+            (latitude >= south) & (latitude <= north) & (wrapped(places[:, 2] - west) % 360 <= (east - west) % 360)
+        )
     counts = Counts(len(places), int((~there).sum()), int((there & ~inside).sum()), incomplete=points.incomplete)
     names, owner = np.unique(points.name[inside], return_inverse=True)
     places = places[inside]
@@ -97,7 +100,8 @@ def trips_of(
     owners: list[int] = []
     order = np.argsort(owner, kind="stable")
     for number, chosen in enumerate(np.split(order, np.searchsorted(owner[order], np.arange(1, len(names))))):
-        for trip in _split(places[chosen], max_gap, max_speed, own := {}):
+        own: dict[str, int] = {}
+        for trip in _split(places[chosen], max_gap, max_speed, own):
             if len(trip) < min_points:
                 own["short"] = own.get("short", 0) + 1
                 continue

@@ -24,14 +24,15 @@ class TrajectoriesDataModule(SplitDataModule):
     The source is a file, a folder of these (also in folders within), a pattern, a data frame, a list of data frames, or
     the name of a collection of flights in the wheel `traffic`, such as `switzerland`. Files are
 
-    - `.csv` and `.parquet`: a row a point, with an id, a time, a latitude and a longitude; or Porto's file, a row a trip,
-      with a `POLYLINE`;
-    - `.plt`: GeoLife; `.txt`: T-Drive; `.geojson`: lines, or points with an id and a time; `.json`, `.json.gz`: lists of
-      points, as traffic writes them.
+    - `.csv` and `.parquet`: a row a point, with an id, a time, a latitude and a longitude; or Porto's file, a row a
+      trip, with a `POLYLINE`;
+    - `.plt`: GeoLife; `.txt`: T-Drive; `.geojson`: lines, or points with an id and a time; `.json`, `.json.gz`: lists
+      of points, as traffic writes them.
 
-    Trips end at gaps and where a track goes on elsewhere; what else is amiss is mended or left out, counted and said. The
-    trips of one id are all in the same part. The area's map, its extent and the embeddings of its cells (see `node2vec`)
-    come from the training part; held-out points beyond its border are counted, and taken for those of the nearest cell.
+    Trips end at gaps and where a track goes on elsewhere; what else is amiss is mended or left out, counted and said.
+    The trips of one id are all in the same part. The area's map, its extent and the embeddings of its cells (see
+    `node2vec`) come from the training part; held-out points beyond its border are counted, and taken for those of the
+    nearest cell.
 
     Args:
         source: see above.
@@ -83,7 +84,12 @@ class TrajectoriesDataModule(SplitDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        for name, value in {"cell_size": cell_size, "cell_dim": cell_dim, "max_gap": max_gap, "max_speed": max_speed}.items():
+        for name, value in {
+            "cell_size": cell_size,
+            "cell_dim": cell_dim,
+            "max_gap": max_gap,
+            "max_speed": max_speed,
+        }.items():
             if not value > 0:
                 raise ValueError(f"{name} must be above zero, got {value}")
         if not 2 <= min_points <= max_points:
@@ -95,8 +101,13 @@ class TrajectoriesDataModule(SplitDataModule):
         self.save_hyperparameters(logger=False, ignore=[] if isinstance(source, str) else ["source"])
         self.source, self.columns = source, Columns(track_id, time, latitude, longitude)
         self.cell_size, self.cell_dim, self.seed = cell_size, cell_dim, seed
-        self.limits = {"max_gap": max_gap, "max_speed": max_speed, "min_points": min_points, "max_points": max_points}
-        self.extent = None if extent is None else tuple(extent)
+        self.limits: dict[str, Any] = {
+            "max_gap": max_gap,
+            "max_speed": max_speed,
+            "min_points": min_points,
+            "max_points": max_points,
+        }
+        self.extent = extent
         self.val_share, self.test_share = val_share, test_share
         self.cells: Cells | None = None
         self.counts: Counts | None = None
@@ -120,12 +131,13 @@ class TrajectoriesDataModule(SplitDataModule):
             rank_zero_info(f"{type(self).__name__}: {trips.counts}")
             roles = self._roles(int(trips.owner.max()) + 1 if len(trips.owner) else 0)[trips.owner]
             self.parts = {
-                role: [trips.places[trip] for trip in np.flatnonzero(roles == number)] for number, role in enumerate(ROLES)
+                role: [trips.places[trip] for trip in np.flatnonzero(roles == number)]
+                for number, role in enumerate(ROLES)
             }
             if len(self.parts["train"]) < self.batch_size:
                 raise ValueError(
-                    f"there are {len(self.parts['train'])} training trips, fewer than batch_size={self.batch_size}, and "
-                    f"incomplete batches are dropped: {self.counts}"
+                    f"there are {len(self.parts['train'])} training trips, fewer than batch_size={self.batch_size}, "
+                    f"and incomplete batches are dropped: {self.counts}"
                 )
         if self.cells is None:
             embed = partial(node2vec, dim=self.cell_dim, seed=self.seed)

@@ -89,8 +89,8 @@ def find_files(source: str | Path) -> list[Path]:
         return [collections[str(source)]]
     there = f"; the wheel traffic has {', '.join(sorted(collections))}" if collections else ""
     raise FileNotFoundError(
-        f"there are no tracks {str(source)!r}: neither a file, nor a folder or pattern of these, nor a collection of the "
-        f"wheel traffic (pip install --no-deps traffic){there}"
+        f"there are no tracks {str(source)!r}: neither a file, nor a folder or pattern of these, nor a collection of "
+        f"the wheel traffic (pip install --no-deps traffic){there}"
     )
 
 
@@ -169,7 +169,9 @@ def _porto(table: Any) -> Points:
     names, places, incomplete = [], [], 0
     missing = table["MISSING_DATA"].astype(str).str.lower() == "true" if "MISSING_DATA" in table.columns else None
     starts = _seconds(table["TIMESTAMP"], "Porto's file") if "TIMESTAMP" in table.columns else np.zeros(len(table))
-    trips = table["TRIP_ID"].astype(str) if "TRIP_ID" in table.columns else [str(number) for number in range(len(table))]
+    trips = (
+        table["TRIP_ID"].astype(str) if "TRIP_ID" in table.columns else [str(number) for number in range(len(table))]
+    )
     for row, (trip, line) in enumerate(zip(trips, table["POLYLINE"], strict=True)):
         if missing is not None and missing.iloc[row]:
             incomplete += 1
