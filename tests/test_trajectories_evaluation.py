@@ -57,7 +57,7 @@ def by_hand(measure: str, a: NDArray[Any], b: NDArray[Any], epsilon: float) -> f
             elif measure == "frechet":
                 table[i, j] = max(d, min(step))
             elif measure == "edr":
-                table[i, j] = min(step[0] + 1, step[1] + 1, step[2] + (d >= epsilon))
+                table[i, j] = min(step[0] + 1, step[1] + 1, step[2] + (d > epsilon))
             else:
                 table[i, j] = step[2] + 1 if d <= epsilon else max(step[:2])
     last = float(table[n, m])
@@ -143,14 +143,14 @@ def test_a_head_learns_a_distance() -> None:
     places = RNG.normal(size=(300, 2))
     features = np.concatenate([places, RNG.normal(size=(300, 14))], 1).astype(np.float32)
     true = cdist(places, places, "cityblock")
-    head = DistanceHead(width=32, steps=1000).fit(
+    head = DistanceHead(width=32, steps=300).fit(
         (features[:200], true[:200, :200]), (features[200:250], true[200:250, 200:250])
     )
     test = slice(250, 300)
     found = hits(head.predict(features[test]), true[test, test])
     raw = hits(cdist(features[test], features[test], "cityblock"), true[test, test])
     assert found["HR@5"] > raw["HR@5"] + 0.3
-    again = DistanceHead(width=32, steps=1000).fit(
+    again = DistanceHead(width=32, steps=300).fit(
         (features[:200], true[:200, :200]), (features[200:250], true[200:250, 200:250])
     )
     assert np.array_equal(again.predict(features[test]), head.predict(features[test]))

@@ -107,7 +107,7 @@ class TrackTransformer(Transformer):
         tokenizer, grid = AdjFuse(embed_dim, adj_fuse), (num_points,)
         super().__init__(tokenizer, grid, depth, num_heads, mlp_ratio, "learned", norm_first=False, activation="relu")
         self.num_points, self.adj_fuse = num_points, adj_fuse
-        self.norm: nn.Module = nn.Identity()  # which is before the first block elsewhere
+        self.norm = nn.Identity()  # which is before the first block elsewhere
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = 1e-5  # as the official ones

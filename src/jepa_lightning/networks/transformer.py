@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, norm_first, activation) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.init_weights()
 

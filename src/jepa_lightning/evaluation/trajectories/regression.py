@@ -86,7 +86,7 @@ class DistanceHead:
 
 def _pairs(outputs: Tensor) -> Tensor:
     """Mean absolute differences `[n, n]`: L1 distances by features, whose scale does not depend on their number."""
-    return (outputs.unsqueeze(1) - outputs).abs().mean(-1)
+    return torch.cdist(outputs, outputs, p=1) / outputs.shape[1]
 
 
 def hits(predicted: Array, true: Array) -> dict[str, float]:
