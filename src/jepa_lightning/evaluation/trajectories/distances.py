@@ -68,8 +68,8 @@ def _by_aeon(measure: Measure, a: Sequence[Array], b: Sequence[Array] | None, ep
 def _compiled(measure: Measure) -> Any:
     """Fréchet and EDR by numba, which aeon brings along.
 
-    GEOS, and so shapely, gives discrete Fréchet distances that are too large for some tracks, and aeon's EDR lets either
-    track begin anywhere for nothing.
+    GEOS, and so shapely, gives discrete Fréchet distances that are too large for some tracks; aeon's EDR is smaller
+    than the number of edits.
     """
     from numba import njit
 
