@@ -272,7 +272,7 @@ def test_walks_and_embeddings() -> None:
 
 
 def module(path: Path, **options: Any) -> TrajectoriesDataModule:
-    given: dict[str, Any] = {"batch_size": 4, "cell_size": 2000.0, "cell_dim": 16, "max_points": 20, "min_points": 5}
+    given: dict[str, Any] = {"batch_size": 4, "cell_size": 8000.0, "cell_dim": 16, "max_points": 20, "min_points": 5}
     return TrajectoriesDataModule(str(path), **given | options)
 
 
@@ -318,7 +318,7 @@ def test_a_checkpoint_keeps_the_cells(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "it.ckpt")
     stored = torch.load(tmp_path / "it.ckpt", weights_only=True)["TrajectoriesDataModule"]
     table = pd.read_csv(tmp_path / "it.csv")
-    other = TrajectoriesDataModule(table.assign(latitude=table.latitude + 0.01), 4, cell_size=2000.0, cell_dim=16)
+    other = TrajectoriesDataModule(table.assign(latitude=table.latitude + 0.01), 4, cell_size=8000.0, cell_dim=16)
     other.load_state_dict(stored)
     other.setup()
     assert other.cells.centre == data.cells.centre

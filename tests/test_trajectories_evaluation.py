@@ -139,7 +139,7 @@ def test_hits_by_hand() -> None:
 
 
 def test_a_head_learns_a_distance() -> None:
-    """Two seconds of fitting: of places among much noise, which the distances of all features drown in."""
+    """Seconds of fitting: of places among much noise, which the distances of all features drown in."""
     places = RNG.normal(size=(300, 2))
     features = np.concatenate([places, RNG.normal(size=(300, 14))], 1).astype(np.float32)
     true = cdist(places, places, "cityblock")
