@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
 from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
@@ -176,6 +176,21 @@ TINY_SERIES: dict[str, Any] = {
     "warmup": 0.0,
 }
 
+# --- Tracks ----------------------------------------------------------------------------------------------------------
+
+GOLDEN_TRACKS = Path(__file__).parent / "golden" / "t_jepa"
+TINY_TRACKS: dict[str, Any] = {
+    "num_points": 20,
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "predictor_depth": 1,
+    "predictor_num_heads": 2,
+    "predictor_head_dim": 8,
+    "num_targets": 2,
+    "warmup": 0.0,
+}
+
 # --- Every method ----------------------------------------------------------------------------------------------------
 # A method that is added to METHODS is tested for everything that test_contracts.py and test_scale.py ask of all.
 
@@ -191,6 +206,7 @@ METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
     "V-JEPA": (VJEPA, TINY_VIDEO),
     "V-JEPA 2": (VJEPA2, TINY_VIDEO),
     "TS-JEPA": (TSJEPA, TINY_SERIES),
+    "T-JEPA": (TJEPA, TINY_TRACKS),
 }
 
 
@@ -219,6 +235,12 @@ def random_series(number: int = 16, steps: int = 40, channels: int = 2) -> Tenso
 def series(count: int = 16) -> Observed:
     kind = torch.arange(count) % 2
     return Observed(random_series(count) + 2 * kind.view(-1, 1, 1), kind)
+
+
+def tracks(count: int = 16) -> Observed:
+    """Of 12 points and cells of 16 numbers."""
+    kind = torch.arange(count) % 2
+    return Observed(random_series(count, 12, 9 * 16) + 2 * kind.view(-1, 1, 1), kind)
 
 
 class Case(NamedTuple):
@@ -259,7 +281,7 @@ TINY_AC: dict[str, Any] = {
 }
 
 # What a method reads that has neither images nor, where there are `num_frames`, clips.
-DATA: dict[str, Callable[[int], Any]] = {"TS-JEPA": series}
+DATA: dict[str, Callable[[int], Any]] = {"TS-JEPA": series, "T-JEPA": tracks}
 OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
 CASES: dict[str, Case] = {
     **{

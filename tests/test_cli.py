@@ -21,6 +21,7 @@ from fake_data import (
     write_imagenette,
     write_mnist,
     write_stl10,
+    write_tracks,
     write_videos,
 )
 from helpers import TINY, in_two_processes, logged_images, quiet_trainer, shards_on_cpu
@@ -406,6 +407,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_videos(root / "videos")
     rows = "\n".join(f"{number},{number % 7}" for number in range(2000))
     (root / "series.csv").write_text(f"second,x\n{rows}\n")
+    write_tracks(root / "tracks.csv")
     return root
 
 
@@ -465,7 +467,10 @@ def test_recipe(name: str, data: Path) -> None:
     arguments += ["--trainer.num_nodes=1", f"--data.batch_size={2 if name in PUBLISHED else 4}"]
     tiny = {"embed_dim": 24, "depth": 1, "num_heads": 2, "predictor_embed_dim": 24, "predictor_depth": 1}
     method = recipe["model"]["class_path"]
-    if method == "LeJEPA":
+    if method == "TJEPA":
+        tiny |= {"predictor_num_heads": 2}
+        del tiny["predictor_embed_dim"]
+    elif method == "LeJEPA":
         tiny = {"embed_dim": 24, "depth": 1, "num_heads": 2}
     elif "predictor_num_heads" in recipe["model"]["init_args"]:
         tiny["predictor_num_heads"] = 2
@@ -477,6 +482,8 @@ def test_recipe(name: str, data: Path) -> None:
     elif kind == "SeriesDataModule":
         if recipe["data"]["init_args"]["source"] == "series.csv":
             arguments += [f"--data.source={data / 'series.csv'}", "--data.time=second"]
+    elif kind == "TrajectoriesDataModule":
+        arguments += [f"--data.source={data / 'tracks.csv'}", "--data.cell_dim=24", "--data.cell_size=2000"]
     elif kind == "VideoDataModule":
         arguments += [f"--data.root={data / 'videos'}"]
         for part in ("model", "data"):
@@ -490,12 +497,15 @@ def test_recipe(name: str, data: Path) -> None:
     assert torch.isfinite(metrics["train/loss"])
     assert torch.isfinite(metrics["val/loss"])
     probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
-    assert probes or name in ("vjepa/clips.yaml", "tsjepa/csv.yaml")
+    assert probes or name in ("vjepa/clips.yaml", "tsjepa/csv.yaml", "tjepa/flights.yaml", "tjepa/tracks.yaml")
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
     if kind == "SeriesDataModule":
         sizes = [module.hparams.num_steps, module.hparams.in_channels]
         assert list(next(iter(trainer.datamodule.train_dataloader())).series.shape[1:]) == sizes
+        return
+    if kind == "TrajectoriesDataModule":
+        assert next(iter(trainer.datamodule.train_dataloader())).cells.shape[2] == 9 * module.hparams.embed_dim
         return
     size = module.hparams.image_size
     assert list(next(iter(trainer.datamodule.train_dataloader()))[0].shape[-2:]) == [size, size]

@@ -11,6 +11,7 @@ from jepa_lightning.data import (
     MovingShapesDataModule,
     SeriesDataModule,
     ShapesDataModule,
+    TrajectoriesDataModule,
     VideoDataModule,
 )
 from jepa_lightning.modules import (
@@ -18,6 +19,7 @@ from jepa_lightning.modules import (
     DMTJEPA,
     IJEPA,
     JEPA,
+    TJEPA,
     TSJEPA,
     VJEPA,
     VJEPA2,
@@ -41,6 +43,7 @@ __all__ = [
     "IJEPA",
     "JEPA",
     "RECIPES",
+    "TJEPA",
     "TSJEPA",
     "VJEPA",
     "VJEPA2",
@@ -56,6 +59,7 @@ __all__ = [
     "ShapesDataModule",
     "Teacher",
     "Tokens",
+    "TrajectoriesDataModule",
     "VideoDataModule",
     "callbacks",
     "evaluation",

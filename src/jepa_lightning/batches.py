@@ -33,6 +33,20 @@ class Series(NamedTuple):
     label: Tensor
 
 
+class Trajectories(NamedTuple):
+    """A batch of tracks (or, without the leading `B`, one).
+
+    Attributes:
+        cells: `[B, L, 9 D]` float32: of each point the embedding of its cell, and of the eight around it.
+        valid: BoolTensor `[B, L]`, which points there are.
+        track: `[B, L, 2]` float32, metres to the east and north of the area's centre.
+    """
+
+    cells: Tensor
+    valid: Tensor
+    track: Tensor
+
+
 def fields(batch: Any, reads: Sequence[str] = ()) -> dict[str, Any]:
     """All fields of a batch by name.
 

@@ -13,6 +13,8 @@ from jepa_lightning.checkpoints.safe_io import SafeCheckpointIO
 from jepa_lightning.checkpoints.sizes import (
     predictor_sizes,
     series_transformer_sizes,
+    track_predictor_sizes,
+    track_transformer_sizes,
     video_transformer_sizes,
     vision_transformer_sizes,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "save_for_transformers",
     "series_transformer_sizes",
     "start_from",
+    "track_predictor_sizes",
+    "track_transformer_sizes",
     "video_transformer_sizes",
     "vision_transformer_sizes",
 ]

@@ -12,11 +12,18 @@ from jepa_lightning.checkpoints.families import read_networks
 from jepa_lightning.checkpoints.loading import load_network
 from jepa_lightning.checkpoints.sizes import (
     series_transformer_sizes,
+    track_transformer_sizes,
     video_transformer_sizes,
     vision_transformer_sizes,
 )
 from jepa_lightning.errors import UnknownEncoderError
-from jepa_lightning.networks import SeriesTransformer, VideoTransformer, VisionTransformer, build_network
+from jepa_lightning.networks import (
+    SeriesTransformer,
+    TrackTransformer,
+    VideoTransformer,
+    VisionTransformer,
+    build_network,
+)
 
 
 def load_encoder(
@@ -57,7 +64,11 @@ def load_encoder(
         return encoder.eval().requires_grad_(False)
     size, heads = image_size or told.get("image_size"), num_heads or told.get("num_heads")
     dimensions = state.get("patch_embed.proj.weight", torch.empty(0)).ndim
-    if dimensions == 3 and "patch_embed.fc.weight" in state:
+    if "num_points" in told:
+        if image_size or num_frames:
+            raise ValueError(f"{path} encodes tracks: it takes no image_size and no num_frames")
+        encoder = TrackTransformer(**track_transformer_sizes(state, heads or 4))
+    elif dimensions == 3 and "patch_embed.fc.weight" in state:
         if image_size or num_frames:
             raise ValueError(f"{path} encodes series of any length: it takes no image_size and no num_frames")
         encoder = SeriesTransformer(**series_transformer_sizes(state, told.get("patch_size"), heads or 2))

@@ -144,6 +144,8 @@ def load_network(network: nn.Module, networks: Networks, name: str) -> None:
                 stacklevel=3,
             )
             del state[positions]
+        elif getattr(network, "positions", None) == "learned":
+            continue  # which nothing can replace
         elif state[positions].shape != own[positions].shape or _of_another_grid(network, state[positions]):
             state[positions] = own[positions]
     if spare := [entry for entry in state if entry.startswith("mask_tokens.") and entry not in own]:

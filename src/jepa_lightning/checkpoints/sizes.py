@@ -131,6 +131,40 @@ def series_transformer_sizes(
     }
 
 
+def track_transformer_sizes(state: StateDict, num_heads: int | None = None) -> dict[str, Any]:
+    """The sizes of the transformer of tracks that a state dict belongs to.
+
+    Args:
+        state: in our names.
+        num_heads: attention heads, which no shape tells; left out without.
+
+    Returns:
+        `num_points`, `embed_dim`, `depth`, `mlp_ratio`, `adj_fuse` and, if given, `num_heads`.
+
+    Raises:
+        ValueError: names of another network.
+    """
+    if not {"pos_embed", "blocks.0.mlp.fc1.weight"} <= set(state):
+        raise UnknownEncoderError(
+            f"this encoder is no transformer of tracks of ours, its weights are named {', '.join(list(state)[:4])}, …"
+        )
+    num_points, embed_dim = state["pos_embed"].shape[1:]
+    return {
+        "num_points": num_points,
+        "embed_dim": embed_dim,
+        "depth": _depth(state, "blocks"),
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
+        "adj_fuse": "patch_embed.weights" in state,
+        **({} if num_heads is None else {"num_heads": num_heads}),
+    }
+
+
+def track_predictor_sizes(state: StateDict, num_heads: int) -> dict[str, int]:
+    """The depth and the width of a head of the predictor of tracks of a state dict."""
+    inner = state["predictor_blocks.0.attn.proj.weight"].shape[1]
+    return {"predictor_depth": _depth(state, "predictor_blocks"), "predictor_head_dim": inner // num_heads}
+
+
 def predictor_sizes(state: StateDict) -> dict[str, int]:
     """The width, depth and number of mask tokens (where there are several) of the predictor of a state dict."""
     mask_tokens = sum(name.startswith("mask_tokens.") for name in state)

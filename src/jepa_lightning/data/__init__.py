@@ -12,6 +12,7 @@ from jepa_lightning.data.synthetic import (
     ShapesDataModule,
     ShapesDataset,
 )
+from jepa_lightning.data.trajectories import TrajectoriesDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ShapesBatch",
     "ShapesDataModule",
     "ShapesDataset",
+    "TrajectoriesDataModule",
     "VideoBatch",
     "VideoDataModule",
     "Visit",

@@ -2,6 +2,7 @@
 
 from jepa_lightning.masking.masks import Masks
 from jepa_lightning.masking.multiblock import MultiBlockMasking
+from jepa_lightning.masking.points import PointMasking, PointMasks
 from jepa_lightning.masking.spans import SpanMasking
 from jepa_lightning.masking.tubes import MaskingList, RandomTubeMasking, TubeMasking
 from jepa_lightning.masking.views import MultiViews, Views, take_views
@@ -11,6 +12,8 @@ __all__ = [
     "Masks",
     "MultiBlockMasking",
     "MultiViews",
+    "PointMasking",
+    "PointMasks",
     "RandomTubeMasking",
     "SpanMasking",
     "TubeMasking",

@@ -10,10 +10,12 @@ from jepa_lightning.networks.series_convolutions import SeriesConvolutions
 from jepa_lightning.networks.timm_encoder import TimmEncoder
 from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
 from jepa_lightning.networks.tokens import gather_tokens, hide_patches
+from jepa_lightning.networks.tracks import AdjFuse, TrackPredictor, TrackTransformer
 from jepa_lightning.networks.transformer import Transformer
 
 __all__ = [
     "ActionPredictor",
+    "AdjFuse",
     "AttentivePooler",
     "Block",
     "PatchEmbed",
@@ -22,6 +24,8 @@ __all__ = [
     "SeriesPatchEmbed",
     "SeriesTransformer",
     "TimmEncoder",
+    "TrackPredictor",
+    "TrackTransformer",
     "Transformer",
     "VideoTransformer",
     "VisionTransformer",

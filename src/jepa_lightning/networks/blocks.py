@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.networks.linear import Mlp, linear
+from jepa_lightning.networks.linear import Activation, Mlp, linear
 from jepa_lightning.networks.positions import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Parameter names are the official (and timm's) ones."""
+    """Multi-head self-attention, see `Block`. Parameter names are the official (and timm's) ones."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        inner = dim if head_dim is None else num_heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias)
+        self.proj = nn.Linear(inner, dim, bias)
 
     def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
         """Attend, see `Block`."""
@@ -40,15 +41,27 @@ class Block(nn.Module):
         mlp_ratio: width of the MLP over `dim`.
         norm_first: whether the norms come before attention and MLP, on the branches (pre-norm), or after the sums
             (post-norm, as in BERT and data2vec).
+        activation: of the MLP, `gelu` or `relu`.
+        head_dim: width of a head; `dim / num_heads` without.
+        bias: whether attention and norms have biases; the MLP always has.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, norm_first: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = True,
+        activation: Activation = "gelu",
+        head_dim: int | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, bias=bias)
+        self.attn = Attention(dim, num_heads, head_dim, bias)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, bias=bias)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), activation)
 
     def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
         """Let tokens attend to tokens.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+Activation = Literal["gelu", "relu"]
 
 # In float32 torch multiplies with MKL, which leaves the AVX-512 of other makers' processors unused. oneDNN, which is in
 # the same wheels and which torch takes for convolutions and half precision, uses it, and is twice as fast there.
@@ -91,13 +93,15 @@ class Mlp(nn.Module):
     Args:
         dim: width of what goes in and comes out.
         hidden_dim: width between.
+        activation: `gelu`, or `relu` in its place.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.activation = F.gelu if activation == "gelu" else F.relu
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., dim]` to `[..., dim]`."""
-        return linear(self.fc2, F.gelu(linear(self.fc1, x)))
+        return linear(self.fc2, self.activation(linear(self.fc1, x)))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lightning.networks.blocks import Block
+from jepa_lightning.networks.linear import Activation
 from jepa_lightning.networks.positions import ADDED, Positions, Rotation, rotation, sincos_positions
 from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, rescale_residuals
 from jepa_lightning.step import Tokens
@@ -31,6 +32,7 @@ class Transformer(nn.Module):
         positions: how a token knows its place: `sincos`, `learned`, `rope` or `tiled_rope`, see `positions.py`.
         norm_first: pre-norm blocks and a norm at the end, or, without, post-norm blocks and a norm before the first.
         class_token: whether a token that has no place is put in front: the summary of `encode`.
+        activation: of the MLPs, `gelu` or `relu`.
 
     Raises:
         ValueError: a size that does not fit.
@@ -54,6 +56,7 @@ class Transformer(nn.Module):
         positions: Positions = "sincos",
         norm_first: bool = True,
         class_token: bool = False,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         embed_dim: int = tokenizer.embed_dim
@@ -68,8 +71,10 @@ class Transformer(nn.Module):
             # Fixed ones are a parameter too and no buffer: so they stand in official checkpoints and parameter counts.
             fixed = positions == "sincos"
             self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=not fixed)
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, norm_first) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, norm_first, activation) for _ in range(depth)
+        )
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.init_weights()
 

@@ -62,12 +62,21 @@ class Pictures(pl.Callback):
         if not batch_idx and not has_held_out(trainer):
             self._show(trainer, pl_module, outputs, batch)
 
-    def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
+    def shown(self, pl_module: Any, batch: Any) -> Tensor:
+        """What is drawn of a batch: the first images or clips.
+
+        Raises:
+            ValueError: observations of another kind.
+        """
         images = batches.observations(batch, pl_module.reads)[0][: self.num_images]
         if images.ndim not in self.axes:
             kinds = {3: "series [B, L, C]", 4: "images [B, C, H, W]", 5: "clips [B, C, T, H, W]"}
             drawn = " and ".join(kinds[axes] for axes in self.axes)
             raise ValueError(f"{type(self).__name__} draws {drawn}, got {list(images.shape)}: leave it out")
+        return images
+
+    def _show(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any) -> None:
+        images = self.shown(pl_module, batch)
         picture = titled(self.draw(pl_module, images, outputs), self.titles(pl_module, images, outputs))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

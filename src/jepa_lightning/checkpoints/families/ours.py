@@ -6,7 +6,7 @@ from typing import Any
 
 from jepa_lightning.checkpoints.reading import Networks, StateDict, uncompiled
 
-_TOLD = ("image_size", "num_frames", "patch_size", "num_heads", "encoder")
+_TOLD = ("image_size", "num_frames", "num_points", "patch_size", "num_heads", "encoder")
 
 
 def matches(checkpoint: dict[str, Any]) -> bool:
