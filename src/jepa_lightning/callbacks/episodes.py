@@ -65,8 +65,9 @@ class Episodes(pl.Callback):
 
     @property
     def name(self) -> str:
-        """Of the environment, without its version."""
-        return str(self.environment["id"]).rpartition("/")[2].partition("-v")[0]
+        """Of the environment (the one within, of `Reaching`), without its version."""
+        within = self.environment.get("environment", self.environment)
+        return str(within["id"]).rpartition("/")[2].partition("-v")[0]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find out that something is missing before the training, and not after its first epoch.

@@ -42,7 +42,8 @@ class EpisodesDataModule(SplitDataModule):
         environment: `{"id": …, …}`, the arguments of `gymnasium.make`: which draws the frames where observations are
             scenes, and which episodes are recorded from.
         policies: who acts while episodes are recorded, each for a share of them: `random`, `walk`, `expert`, or the
-            path of a class of your own (see `Mixture`).
+            path of a class of your own, with options or without: `{"walk": 0.5, "expert": {"share": 0.5, "noise": 2}}`
+            (see `Mixture`).
         num_episodes: how many are recorded.
         max_steps: steps of a recorded episode, at most.
         draw: whether observations are scenes of which the environment draws frames.
@@ -75,7 +76,7 @@ class EpisodesDataModule(SplitDataModule):
         action: str | list[str] | None = "action",
         state: str | list[str] | None = None,
         environment: dict[str, Any] | None = None,
-        policies: dict[str, float] | None = None,
+        policies: dict[str, Any] | None = None,
         num_episodes: int = 100,
         max_steps: int | None = None,
         draw: bool = False,
