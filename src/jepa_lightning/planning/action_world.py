@@ -108,7 +108,7 @@ class ActionWorld:
                 raise ValueError(
                     "this model was trained with states: to plan it needs the `state` beside `observation`"
                 )
-            state = given["state"].unsqueeze(1)
+            state = self._filled(given["state"].unsqueeze(1), self.predictor.state_dim)
         actions = frames.new_empty(len(frames), 0, self.predictor.action_dim)
         return Imagined(frames, actions, state, given.get("embodiment"), grid)
 
@@ -118,8 +118,9 @@ class ActionWorld:
         return self.encode(_one_time(given))[0][:, 0]
 
     def step(self, state: Imagined, action: Tensor) -> Imagined:
-        """Imagine the frame after an action `[B, A]`."""
+        """Imagine the frame after an action `[B, A]`, or of fewer numbers where other embodiments have more."""
         frames, actions, states, embodiment, grid = state
+        action = self._filled(action, self.predictor.action_dim)
         actions = torch.cat([actions, action.unsqueeze(1)], 1)
         seen = slice(None if self.window is None else -self.window, None)
         now = None if states is None else states[:, seen]
@@ -128,6 +129,11 @@ class ActionWorld:
             following = move_pose(states[:, -1], action) if self.next_state == "pose" else states[:, -1]
             states = torch.cat([states, following.unsqueeze(1)], 1)
         return Imagined(torch.cat([frames, frame], 1), actions, states, embodiment, grid)
+
+    def _filled(self, values: Tensor, size: int) -> Tensor:
+        """What the largest embodiment has more of is zero for the others, as in training."""
+        missing = size - values.shape[-1]
+        return F.pad(values, (0, missing)) if missing > 0 and self.predictor.num_embodiments > 1 else values
 
     def distance(self, state: Imagined, goal: Tensor) -> Tensor:
         """The mean absolute difference of the last frame to goals `[B, N, D]`, `[B]`."""

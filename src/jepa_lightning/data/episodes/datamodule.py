@@ -212,7 +212,8 @@ class EpisodesDataModule(SplitDataModule):
             if len(episode[keys.observation[0]].shape) == 1 and not given.draw:
                 rows.setdefault("observation", []).append(episode[keys.observation[0]].read(0, length))
         scales = {name: Scale.of(values) for name, values in rows.items() if name in given.standardize}
-        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, not keys.action)
+        size = rows["action"][0].shape[1] * (given.stride if keys.action else 1)
+        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, not keys.action, size)
 
 
 def _names(given: str | list[str] | None) -> tuple[str, ...]:
