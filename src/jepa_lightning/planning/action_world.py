@@ -94,6 +94,34 @@ class ActionWorld:
         """Layer-normed without weights, if they are to be."""
         return F.layer_norm(tokens, tokens.shape[-1:]) if self.normalize else tokens
 
+    def seen(
+        self, observation: Tensor, action: Tensor, state: Tensor | None = None, embodiment: Tensor | None = None
+    ) -> Imagined:
+        """All that an episode shows, as it would be imagined: of its T times, and the T − 1 actions in between.
+
+        Args:
+            observation: see `encode`.
+            action: `[B, T, A]` or `[B, T − 1, A]`; one after the last time is left out.
+            state: `[B, T, S]`, for a model with states.
+            embodiment: `[B]`, for a model of several.
+
+        Raises:
+            ValueError: actions or states of another shape.
+        """
+        frames, grid = self.encode(observation)
+        times, predictor = frames.shape[1], self.predictor
+        self._check("action", action, (times, times - 1), predictor.action_dim)
+        if state is not None:
+            self._check("state", state, (times,), predictor.state_dim)
+        several = embodiment if predictor.num_embodiments > 1 else None
+        return Imagined(frames, action[:, : times - 1], state, several, grid)
+
+    def _check(self, name: str, values: Tensor, times: tuple[int, ...], size: int) -> None:
+        if values.ndim != 3 or values.shape[1] not in times or values.shape[2] != size:
+            raise ValueError(
+                f"expected `{name}` [B, {times[0]}, {size}] beside {times[0]} frames, got {list(values.shape)}"
+            )
+
     def start(self, observations: Tensor | Mapping[str, Tensor]) -> Imagined:
         """What one sees: `observation` `[B, C, H, W]` (or a view more, or a vector), `state` `[B, S]`, `embodiment`.
 
