@@ -226,8 +226,10 @@ class VJEPA2AC(JEPA):
 
     def _read(self, batch: Any) -> tuple[Imagined, Tensor | None]:
         """What episodes show, and at which times there is anything `[B, T]`."""
+        observation, action, *state = self.observations(batch)
         found = batches.fields(batch, self.reads)
-        return self.world.seen(*self.observations(batch), embodiment=found.get("embodiment")), found.get("valid")
+        seen = self.world.seen(observation, action, state[0] if state else None, found.get("embodiment"))
+        return seen, found.get("valid")
 
     @classmethod
     def from_official(

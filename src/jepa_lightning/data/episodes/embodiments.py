@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +92,8 @@ class EmbodimentsDataModule(SplitDataModule):
         if any({"batch_size", "num_workers"} & set(source) for source in sources):
             raise ValueError("batch_size and num_workers are those of the whole, not of one of the sources")
         self.save_hyperparameters()
-        self.kinds = [EpisodesDataModule(**source) for source in sources]
+        # In a context of its own: on the command line, Lightning takes the options of this module for those of theirs.
+        self.kinds = [contextvars.Context().run(EpisodesDataModule, **source, batch_size=1) for source in sources]
 
     @property
     def preparations(self) -> list[Preparation]:
