@@ -181,7 +181,7 @@ def load_planner(
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of a world model of this package, such as VJEPA2AC: it names no class") from error
+        raise ValueError(f"{path} is no checkpoint of a world model, such as VJEPA2AC: it names no class") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "world")):
         raise ValueError(f"{path} is of {name}, which is no world model: it has no `world`")
     kept = _kept(checkpoint, path, embodiment)
