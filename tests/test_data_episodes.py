@@ -423,13 +423,17 @@ def test_recorded_and_drawn() -> None:
 
 
 class Still:
-    """Does nothing."""
+    """Does the same at every step: nothing, if it is not told otherwise."""
+
+    def __init__(self, action: tuple[float, float] = (0.0, 0.0)) -> None:
+        self.action = np.array(action, np.float32)
 
     def begin(self, env: Any, rng: Any) -> None:
         pass
 
-    def act(self, env: Any, rng: Any) -> Any:
-        return np.zeros(2, np.float32)
+    def act(self, observation: Any, env: Any, rng: Any) -> Any:
+        assert env.observation_space.contains(observation)
+        return self.action
 
 
 def test_policies() -> None:
@@ -460,6 +464,14 @@ def test_policies() -> None:
     mixed = record(env, {"test_data_episodes.Still": 1.0, "expert": 3.0}, 40, max_steps=3)
     still = [np.nan_to_num(each).any() == np.False_ for each in episodes_of(mixed, "action")]
     assert np.mean(still) == pytest.approx(0.25, abs=0.15)
+    # With options: an expert without noise, and one of one's own that goes down.
+    options = {"expert": {"share": 1, "noise": 0.0, "repeat": 0.0}}
+    for each in episodes_of(record(env, options, 4, max_steps=10), "action"):
+        assert np.allclose(np.diff(each[:8], axis=0), 0, atol=0.2)
+    down = record(env, {"test_data_episodes.Still": {"share": 1, "action": (0.0, 0.5)}}, 1, max_steps=3)
+    assert down["action"][:-1].tolist() == [[0.0, 0.5]] * 3
+    with pytest.raises(TypeError, match="did you mean noise"):
+        record(env, {"expert": {"share": 1, "nois": 0.0}}, 1)
 
 
 def test_any_environment(tmp_path: Path) -> None:
@@ -537,6 +549,8 @@ def objects(folder: Path) -> Any:
         (lambda folder: record(gymnasium.make("Pendulum-v1"), {"walk": 1}, 1), "two numbers"),
         (lambda folder: record(gymnasium.make("Pendulum-v1"), {"expert": 1}, 1), "no expert"),
         (lambda folder: record(gymnasium.make("Pendulum-v1"), {"randm": 1}, 1), "no policy 'randm': random, walk"),
+        (lambda folder: record(gymnasium.make("Pendulum-v1"), {"random": {"noise": 1}}, 1), "shares"),
+        (lambda folder: record(gymnasium.make("Pendulum-v1"), {"numpy.ones": {"share": 1, "shape": 1}}, 1), "no begin"),
         (lambda folder: write(table(), folder / "x.csv"), r"\.npz, \.h5 or \.hdf5"),
     ],
 )  # fmt: skip

@@ -11,7 +11,8 @@ from gymnasium.utils.env_checker import check_env
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from jepa_lightning.environments import REWARDS, FourRoom, PointMass, SceneEnv, TwoRoom
+from jepa_lightning.environments import REWARDS, FourRoom, PointMass, Reaching, SceneEnv, TwoRoom
+from jepa_lightning.planning import Reference, play
 
 GOLDEN = Path(__file__).parent / "golden" / "hjepa" / "fourroom.safetensors"
 KINDS: dict[str, type[Any]] = {"TwoRoom": TwoRoom, "FourRoom": FourRoom, "PointMass": PointMass}
@@ -103,6 +104,104 @@ def test_fourroom_distractors() -> None:
         env.reset(seed=seed)
         counts.append(int((env.scene[3::2] >= 0).sum()))
     assert set(counts) == {1, 2, 3}
+
+
+def test_fourroom_tasks() -> None:
+    """H-JEPA's: two doors and 75 steps of the expert apart, a stretch of a longer way; what moves is where it was."""
+    env = FourRoom(goal_steps=75, crossings=2, observation="scene")
+    for seed in range(12):
+        env.reset(seed=seed)
+        start, goal, layout = env.scene.copy(), env.goal_scene, env.layout
+        assert len(layout.path(start[:2], goal[:2], env.closed_door)[1]) == 2
+        assert all(a != b for a, b in zip(layout.room(start[:2]), layout.room(goal[:2]), strict=True))
+        assert not np.array_equal(start[3:5], goal[3:5])
+        steps = 0
+        while env.distance() >= env.success_distance:
+            env.step(env.expert())
+            steps += 1
+        # It stops 16 pixels before the goal, and heads for that, not for what lay beyond.
+        assert 55 <= steps <= 80
+    tasks = {"id": "jepa_lightning/FourRoom-v0", "goal_steps": 75, "crossings": 2, "observation": "scene"}
+    success = {kind: play(Reference(kind), tasks, 50, 10, 210).success.mean() for kind in ("expert", "straight")}
+    assert success["expert"] == 1.0
+    assert success["straight"] <= 0.14  # 4 % of other tasks of the same kind
+
+
+def test_crossings() -> None:
+    for crossings in (0, 1):
+        env = TwoRoom(crossings=crossings, observation="scene")
+        for seed in range(10):
+            env.reset(seed=seed)
+            assert (env.layout.room(env.scene[:2]) != env.layout.room(env.goal_scene[:2])) == bool(crossings)
+
+
+# --- Goals for any environment ---------------------------------------------------------------------------------------
+
+PUSHT: dict[str, Any] = {
+    "id": "jepa_lightning/Reaching-v0", "environment": {"id": "gym_pusht/PushT-v0", "obs_type": "state"},
+    "goal_steps": 8, "within": {"pos_agent": 20, "block_pose": [20, 20, 0.35]},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*not within.*")
+def test_reaching() -> None:
+    """In PushT: what the policy did leads to what it saw; success is what `within` says. Its physics are slow."""
+    import gym_pusht  # noqa: F401
+
+    env = gymnasium.make(**PUSHT).unwrapped
+    for seed in range(3):
+        seen, info = env.reset(seed=seed)
+        goal, first = info["goal"], seen
+        assert np.linalg.norm(goal[:2] - seen[:2]) >= 20 or np.abs(goal[2:] - seen[2:]).max() > 0.35
+        for _ in range(8):
+            seen, _, terminated, truncated, info = env.step(env.expert())
+            near = np.linalg.norm(seen[:2] - goal[:2]) < 20 and np.abs(seen[2:4] - goal[2:4]).max() < 20
+            assert (
+                terminated
+                == info["success"]
+                == (near and abs(info["block_pose"][2] - env.goal_places["block_pose"][2]) < 0.35)
+            )
+            assert not truncated
+        assert np.allclose(seen, goal)
+        assert np.array_equal(env.reset(seed=seed)[0], first)
+    assert play(Reference("expert"), PUSHT, 4, 4).success.all()
+
+
+def test_reaching_frames_by_name() -> None:
+    """The goal is what is observed there, under the same names; an end without success cuts the episode short."""
+    import gym_pusht  # noqa: F401
+
+    sizes = {"observation_width": 32, "observation_height": 32, "obs_type": "pixels_agent_pos", "max_episode_steps": 5}
+    options = {"environment": {"id": "gym_pusht/PushT-v0", **sizes}, "goal_steps": 3, "within": {"agent_pos": 20}}
+    seen = []
+
+    def policy(observation: Any, goal: Any, state: Any, active: Any) -> Any:
+        seen.append((observation.shape, goal.shape, state.shape))
+        return np.full((2, 2), 1.0)
+
+    outcome = play(policy, {"id": "jepa_lightning/Reaching-v0", **options}, 2, 2, None, "pixels", "agent_pos")
+    assert seen == [((2, 32, 32, 3), (2, 32, 32, 3), (2, 2))] * 5
+    assert outcome.steps.tolist() == [5, 5]
+
+
+class Nothing:
+    """A policy that stays where it is."""
+
+    def begin(self, env: Any, rng: Any) -> None:
+        pass
+
+    def act(self, observation: Any, env: Any, rng: Any) -> Any:
+        return np.zeros(2, np.float32)
+
+
+class Forgetful(TwoRoom):
+    """It begins anywhere, whatever the seed."""
+
+    def reset(self, **options: Any) -> Any:
+        return super().reset(seed=np.random.randint(2**31))
+
+
+gymnasium.register("tests/Forgetful-v0", Forgetful)
 
 
 # --- All -------------------------------------------------------------------------------------------------------------
@@ -295,6 +394,11 @@ def test_rewards(task: str) -> None:
 # --- Mistakes --------------------------------------------------------------------------------------------------------
 
 
+def reaching(**options: Any) -> Reaching:
+    room = {"id": "jepa_lightning/TwoRoom-v0", "observation": "scene"}
+    return Reaching(**{"environment": room, "goal_steps": 20, "within": {"position": 16.0}, **options})
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -310,6 +414,15 @@ def test_rewards(task: str) -> None:
         (lambda: TwoRoom().reset(options={"positon": (1, 2)}), "positon"),
         (lambda: TwoRoom().reset(options={"goal": (1, 2, 3)}), "two numbers"),
         (lambda: FourRoom().reset(options={"closed_door": 4}), "0 to 3"),
+        (lambda: TwoRoom(crossings=2), "0 to 1 doors"),
+        (lambda: TwoRoom(crossings=1, goal_steps=25, endless=True), "endless"),
+        (lambda: TwoRoom(crossings=1, goal_steps=300).reset(seed=0), "300 steps"),
+        (lambda: reaching(within={"pose": 1.0}).reset(), "pose, but the environment shows scene, position"),
+        (lambda: reaching(within={}), "how near"),
+        (lambda: reaching(goal_steps=0), "goal_steps=0"),
+        (lambda: reaching(policies={"test_environments.Nothing": 1}).reset(), "still within"),
+        (lambda: reaching(environment={"id": "tests/Forgetful-v0"}).reset(), "begin the same for the same seed"),
+        (lambda: Reaching({"name": "x"}, 5, {"position": 1}), "id"),
     ],
 )
 def test_refuses(make: Any, words: str) -> None:

@@ -1,6 +1,7 @@
 """Acting by plans: policies, episodes in environments, `jepa plan`, and planning while a model trains."""
 
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,30 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from helpers import quiet_trainer
+from helpers import in_two_processes, quiet_trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from scipy.stats import binomtest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from jepa_lightning import VJEPA2AC, EpisodesDataModule
+from jepa_lightning import VJEPA2AC, EmbodimentsDataModule, EpisodesDataModule
 from jepa_lightning.callbacks import Episodes
 from jepa_lightning.cli import main
 from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.data.episodes import Preparation, Scale
-from jepa_lightning.planning import CEM, Box, FixedAxes, Policy, Reference, build_planner, load_planner, play, wilson
+from jepa_lightning.planning import (
+    CEM,
+    Box,
+    FixedAxes,
+    Policy,
+    Reference,
+    build_planner,
+    load_planner,
+    play,
+    policy_of,
+    wilson,
+)
 
 ROOM = {"id": "jepa_lightning/TwoRoom-v0"}
 POINT = {"id": "jepa_lightning/PointMass-v0"}
@@ -169,6 +181,22 @@ class Places(nn.Module):
         return torch.cat([waves.sin(), waves.cos()], -1).flatten(1).unsqueeze(1)
 
 
+class Scenes(nn.Module):
+    """An encoder of TwoRoom's scenes: one token, the position."""
+
+    embed_dim = 2
+
+    def grid_of(self, x: Tensor) -> tuple[int, ...]:
+        return (1, 1)
+
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
+        return x[:, None, :2]
+
+
+SMALL_PLAN = {
+    "class_path": "jepa_lightning.planning.CEM",
+    "init_args": {"horizon": 2, "samples": 8, "elites": 2, "iterations": 1},
+}
 PLAN = {"class_path": "CEM", "init_args": {"horizon": 4, "samples": 64, "elites": 8, "iterations": 4}, "last": 4}
 MODEL: dict[str, Any] = {
     "encoder": {"class_path": "test_plan.Places"}, "action_dim": 10, "state_dim": 0, "predictor_embed_dim": 48,
@@ -212,6 +240,96 @@ def test_planning_while_it_trains(trained: Path) -> None:
     assert film.n_frames >= 2
 
 
+def in_two(rank: int, folder: Path) -> dict[str, Any]:
+    """A step of two processes on scenes, whose episodes are played by both; what each logs, and normalises by."""
+    data = DATA | {"observation": "observation", "draw": False, "num_episodes": 6, "max_steps": 15, "batch_size": 8}
+    data |= {"environment": ROOM | {"observation": "scene"}}
+    room = GOALS | {"observation": "scene"}
+    callback = Episodes(room, num_episodes=5, num_envs=2, max_steps=12, film=False)
+    datamodule = EpisodesDataModule(**data)
+    trainer = quiet_trainer(folder, devices=2, strategy="ddp", max_steps=1, callbacks=[callback])
+    torch.manual_seed(0)
+    module = VJEPA2AC(**MODEL | {"encoder": {"class_path": "test_plan.Scenes"}})
+    trainer.fit(module, datamodule)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("plan/")}
+    policy = policy_of(module, datamodule.preparation, seed=0)
+    own = callback.play(policy, len(range(rank, 5, 2)), rank)
+    return {
+        "logged": logged,
+        "prepared": datamodule.preparation.state(),
+        "success": own.success.tolist(),
+        "steps": own.steps.tolist(),
+    }
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """Both normalise by the same numbers, and log what came of all episodes, which they share."""
+    first, second = in_two_processes(in_two, tmp_path)
+    assert first["prepared"] == second["prepared"]
+    assert [len(each["success"]) for each in (first, second)] == [3, 2]
+    success = first["success"] + second["success"]
+    for each in (first, second):
+        assert each["logged"]["plan/TwoRoom/success"] == pytest.approx(np.mean(success))
+        if any(success):
+            steps = np.array(first["steps"] + second["steps"])[np.array(success)].mean()
+            assert each["logged"]["plan/TwoRoom/steps"] == pytest.approx(steps)
+        assert each["logged"]["plan/rollout_error"] == first["logged"]["plan/rollout_error"]
+
+
+def test_two_embodiments(tmp_path: Path) -> None:
+    """By configuration: two environments, of blocks of two actions and of one; each plans in its own units."""
+    room = {name: DATA[name] for name in ("observation", "draw", "mean", "std", "steps")} | {
+        "num_episodes": 4, "max_steps": 12, "held_out": 0.25
+    }  # fmt: skip
+    sources = [room | {"environment": ROOM, "stride": 2}, room | {"environment": POINT, "state": "scene"}]
+    model = MODEL | {"action_dim": 4, "state_dim": 4, "next_state": "keep", "num_embodiments": 2}
+    episodes = {"environment": POINT, "num_episodes": 2, "max_steps": 3, "state": "scene", "embodiment": 1}
+    config = {
+        "model": {"class_path": "VJEPA2AC", "init_args": model | {"planner": SMALL_PLAN}},
+        "data": {"class_path": "EmbodimentsDataModule", "init_args": {"sources": sources, "batch_size": 8}},
+        "trainer": {
+            "accelerator": "cpu", "max_steps": 2, "logger": False, "default_root_dir": str(tmp_path),
+            "num_sanity_val_steps": 0, "enable_progress_bar": False,
+            "callbacks": [
+                {"class_path": "Episodes", "init_args": episodes},
+                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(tmp_path), "save_last": True}},
+            ],
+        },
+    }  # fmt: skip
+    (tmp_path / "both.yaml").write_text(json.dumps(config))
+    main(["fit", f"--config={tmp_path / 'both.yaml'}"])
+    datamodule = EmbodimentsDataModule(sources, batch_size=8)
+    datamodule.setup()
+    mixed, (rooms, points) = datamodule.sets["train"], (kind.sets["train"] for kind in datamodule.kinds)
+    batch = mixed.__getitems__([len(rooms) + 1, 0, len(rooms)])
+    assert batch.embodiment.tolist() == [1, 0, 1]
+    assert torch.equal(
+        batch.action[:, :, :2], torch.stack([points[1].action, rooms[0].action[:, :2], points[0].action])
+    )
+    assert torch.equal(batch.action[1], rooms[0].action)
+    assert batch.action[[0, 2], :, 2:].abs().max() == 0 == batch.state[1].abs().max()
+    assert torch.equal(batch.observation[1], rooms[0].observation)
+    path = tmp_path / "last.ckpt"
+    for number, (room_of, options) in enumerate(((ROOM, {}), (POINT, {"state": np.zeros((1, 4))}))):
+        policy = load_planner(path, bounds=(-1.0, 1.0), embodiment=number)
+        assert policy.planner.action_dim == (4, 2)[number]
+        assert policy.preparation.state() == datamodule.preparations[number].state()
+        frame, info = gymnasium.make(**room_of).reset(seed=0)
+        state = options.get("state", np.zeros((1, 0)))
+        assert policy(frame[None], info["goal"][None], state).shape == (1, 2)
+    for embodiment in (None, 2):
+        with pytest.raises(ValueError, match="embodiment=0 to 1"):
+            load_planner(path, embodiment=embodiment)
+    for wrong, words in (
+        ({"sources": []}, "give the sources"),
+        ({"sources": [room | {"environment": ROOM, "batch_size": 4}]}, "of the whole"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            EmbodimentsDataModule(**wrong)
+    with pytest.raises(ValueError, match="observations of the shapes"):
+        EmbodimentsDataModule([sources[0], sources[1] | {"image_size": 32}]).setup()
+
+
 def test_load_planner(trained: Path) -> None:
     """A checkpoint acts on its own, and the same twice."""
     policies = [load_planner(trained / "model.ckpt", bounds=(-1.0, 1.0)) for _ in range(2)]
@@ -240,14 +358,14 @@ def test_from_the_command_line(
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", "--model=VJEPA2AC", "--data=EpisodesDataModule", f"--data.environment={ROOM}"]
     arguments += [f"--model.encoder={MODEL['encoder']}", f"--ckpt_path={trained / 'model.ckpt'}", "--seed=7"]
-    arguments += ["--num_episodes=4", "--max_steps=50", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    arguments += ["--num_episodes=2", "--max_steps=25", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     main([*arguments, f"--environment={GOALS}"])
     captured = capfd.readouterr()
-    outcome = play(load_planner(trained / "model.ckpt", seed=7), GOALS, 4, 4, 50, seed=7)
+    outcome = play(load_planner(trained / "model.ckpt", seed=7), GOALS, 2, 2, 25, seed=7)
     expected = str(outcome).split(";")[0]
     assert f"TwoRoom: {expected}" in captured.out
     main([*arguments, f"--environment={GOALS}", "--policy=expert"])
-    assert "TwoRoom: success 100.0 % (51.0 to 100.0) of 4 episodes" in capfd.readouterr().out
+    assert "TwoRoom: success 100.0 % (34.2 to 100.0) of 2 episodes" in capfd.readouterr().out
     with pytest.raises(ValueError, match="give an environment"):
         PlanningTrainer(accelerator="cpu", logger=False).plan(None, None, str(trained / "model.ckpt"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from jepa_lightning import callbacks, evaluation, losses, masking, metrics, networks, planning, schedules
 from jepa_lightning.checkpoints import load_encoder, save_for_timm, save_for_transformers
 from jepa_lightning.data import (
+    EmbodimentsDataModule,
     EpisodesDataModule,
     ImageDataModule,
     MovingShapesDataModule,
@@ -48,6 +49,7 @@ __all__ = [
     "VJEPA",
     "VJEPA2",
     "VJEPA2AC",
+    "EmbodimentsDataModule",
     "EpisodesDataModule",
     "ImageDataModule",
     "Latents",

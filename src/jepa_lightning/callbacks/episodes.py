@@ -34,6 +34,7 @@ class Episodes(pl.Callback):
         every_n_epochs: how often.
         seed: of the first episode.
         film: whether the first episode is filmed.
+        embodiment: of a model of several, which one acts.
 
     Raises:
         ValueError: a number that is not positive, or an environment without an id.
@@ -51,6 +52,7 @@ class Episodes(pl.Callback):
         every_n_epochs: int = 1,
         seed: int = 0,
         film: bool = True,
+        embodiment: int | None = None,
     ) -> None:
         if "id" not in environment:
             raise ValueError(f"an environment is given as {{id: …}}, with its options, not as {environment}")
@@ -61,12 +63,13 @@ class Episodes(pl.Callback):
             )
         self.environment, self.planner, self.every_n_epochs, self.film = environment, planner, every_n_epochs, film
         self.num_episodes, self.num_envs, self.max_steps, self.seed = num_episodes, num_envs, max_steps, seed
-        self.observation, self.state = observation, state
+        self.observation, self.state, self.embodiment = observation, state, embodiment
 
     @property
     def name(self) -> str:
-        """Of the environment, without its version."""
-        return str(self.environment["id"]).rpartition("/")[2].partition("-v")[0]
+        """Of the environment (the one within, of `Reaching`), without its version."""
+        within = self.environment.get("environment", self.environment)
+        return str(within["id"]).rpartition("/")[2].partition("-v")[0]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find out that something is missing before the training, and not after its first epoch.
@@ -76,8 +79,13 @@ class Episodes(pl.Callback):
         """
         if not hasattr(type(pl_module), "world"):
             raise ValueError(f"{type(pl_module).__name__} is no world model to plan in: it has no `world`")
-        if not hasattr(trainer.datamodule, "preparation"):  # type: ignore[attr-defined]
+        several = hasattr(trainer.datamodule, "preparations")  # type: ignore[attr-defined]
+        if not several and not hasattr(trainer.datamodule, "preparation"):  # type: ignore[attr-defined]
             raise ValueError("to act, one has to know how actions are normalised: train on an EpisodesDataModule")
+        if several and self.embodiment is None:
+            raise ValueError("the data are of several embodiments: say which one acts, Episodes(embodiment=0)")
+        if self.embodiment is not None and not several:
+            raise ValueError(f"the data are of one embodiment: leave embodiment={self.embodiment} out of Episodes")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play, log, and film."""
@@ -85,10 +93,11 @@ class Episodes(pl.Callback):
             return
         rank, ranks = trainer.global_rank, trainer.world_size
         own = len(range(rank, self.num_episodes, ranks))
-        preparation = trainer.datamodule.preparation  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        preparation = data.preparation if self.embodiment is None else data.preparations[self.embodiment]
         training, outcome = pl_module.training, None
         if own:
-            policy = policy_of(pl_module.eval(), preparation, self.planner, seed=self.seed)
+            policy = policy_of(pl_module.eval(), preparation, self.planner, seed=self.seed, embodiment=self.embodiment)
             outcome = self.play(policy, own, rank)
         pl_module.train(training)
         numbers = torch.zeros(4, device=pl_module.device)

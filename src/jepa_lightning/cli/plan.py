@@ -26,6 +26,7 @@ class PlanningTrainer(pl.Trainer):
         num_envs: int = 10,
         max_steps: int | None = None,
         seed: int = 1000,
+        embodiment: int | None = None,
     ) -> None:
         """Play episodes by the plans of a trained world model; print how many get to their goals.
 
@@ -41,6 +42,7 @@ class PlanningTrainer(pl.Trainer):
             num_envs: environments at once.
             max_steps: steps of an episode at most; as many as the environment lets it have without.
             seed: of the first episode, another than that of the episodes while it was trained.
+            embodiment: of a checkpoint of several, which one acts; that of the recipe's `Episodes` without.
         """
         given = [callback for callback in self.callbacks if isinstance(callback, Episodes)]  # type: ignore[attr-defined]
         if environment is not None:
@@ -61,7 +63,9 @@ class PlanningTrainer(pl.Trainer):
             )
             actor: Policy | Reference
             if policy == "planner":
-                actor = load_planner(ckpt_path, planner or each.planner, device=self.strategy.root_device, seed=seed)
+                acting = each.embodiment if embodiment is None else embodiment
+                device = self.strategy.root_device
+                actor = load_planner(ckpt_path, planner or each.planner, device=device, seed=seed, embodiment=acting)
             else:
                 actor = Reference(policy, seed)
             outcome = played.play(actor)

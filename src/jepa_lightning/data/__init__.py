@@ -1,6 +1,6 @@
 """Data modules: rendered shapes and moving shapes, which need no download, images, videos, series, and episodes."""
 
-from jepa_lightning.data.episodes import EpisodeBatch, EpisodesDataModule
+from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
 from jepa_lightning.data.series import SeriesDataModule
@@ -16,6 +16,7 @@ from jepa_lightning.data.trajectories import TrajectoriesDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 __all__ = [
+    "EmbodimentsDataModule",
     "EpisodeBatch",
     "EpisodesDataModule",
     "ImageBatch",

@@ -11,11 +11,13 @@ except ImportError as error:
     ) from error
 
 from jepa_lightning.environments.point_mass import REWARDS, PointMass
+from jepa_lightning.environments.reaching import Reaching
 from jepa_lightning.environments.rooms import FourRoom, Rooms, TwoRoom
 from jepa_lightning.environments.scenes import SceneEnv
 
 # Steps after which an episode ends, unless `gymnasium.make` is given others.
 for _name, _steps in {"TwoRoom": 200, "FourRoom": 400, "PointMass": 200}.items():
     gymnasium.register(f"jepa_lightning/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=_steps)
+gymnasium.register("jepa_lightning/Reaching-v0", f"{__name__}:Reaching")  # episodes are as long as the environment's
 
-__all__ = ["REWARDS", "FourRoom", "PointMass", "Rooms", "SceneEnv", "TwoRoom"]
+__all__ = ["REWARDS", "FourRoom", "PointMass", "Reaching", "Rooms", "SceneEnv", "TwoRoom"]

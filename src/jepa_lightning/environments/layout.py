@@ -58,6 +58,7 @@ class Layout:
         self.half = thickness // 2
         self.low, self.high = 14.0 + radius, 210.0 - radius
         self.reach = self.half + radius
+        self._known_ways: dict[Any, list[tuple[int, ...]]] = {}
 
     def move(self, position: Array, action: Array, closed: int = -1) -> Array:
         """Where an action `[..., 2]` in [−1, 1]² leads from a position `[..., 2]`, with one door closed (−1: none)."""
@@ -77,15 +78,12 @@ class Layout:
             after[..., wall] = np.where(passes, end, stopped)
         return after
 
-    def free(self, position: Array) -> bool:
-        """Whether it lies in a room, clear of the inner walls."""
-        return not any(abs(position[wall] - MIDDLE) <= self.reach for wall in self.walls)
-
-    def draw_free(self, rng: np.random.Generator) -> Array:
-        """A free position, uniformly."""
+    def draw_free(self, rng: np.random.Generator, clear: float | None = None) -> Array:
+        """A position in a room, uniformly: within the border, or, if it is to be clear of walls, so much from them."""
+        low, high = (14.0, 209.0) if clear is None else (self.low, self.high)
         while True:
-            position = rng.uniform(14.0, 209.0, 2)
-            if self.free(position):
+            position = rng.uniform(low, high, 2)
+            if not any(abs(position[wall] - MIDDLE) <= self.reach + (clear or 0.0) for wall in self.walls):
                 return position
 
     def room(self, position: Array) -> tuple[int, ...]:
@@ -94,19 +92,22 @@ class Layout:
 
     def path(self, start: Array, goal: Array, closed: int = -1) -> tuple[float, list[int]]:
         """The shortest way through the centres of open doors: its length, infinite if there is none, and the doors."""
-        first, last = self.room(start), self.room(goal)
-        if first == last:
-            return float(np.hypot(*(goal - start))), []
-        usable = [n for n, door in enumerate(self.doors) if n != closed and door.half >= 1.1 * self.radius]
         best: tuple[float, list[int]] = (math.inf, [])
-        for count in range(1, len(usable) + 1):
-            for doors in itertools.permutations(usable, count):
-                if self._leads(first, last, doors):
-                    points = [start, *(self.doors[number].place() for number in doors), goal]
-                    length = sum(float(np.hypot(*(b - a))) for a, b in itertools.pairwise(points))
-                    if length < best[0]:
-                        best = (length, list(doors))
+        for doors in self._ways(self.room(start), self.room(goal), closed):
+            points = [start, *(self.doors[number].place() for number in doors), goal]
+            length = sum(math.dist(a, b) for a, b in itertools.pairwise(points))
+            if length < best[0]:
+                best = (length, list(doors))
         return best
+
+    def _ways(self, first: tuple[int, ...], last: tuple[int, ...], closed: int) -> list[tuple[int, ...]]:
+        """All ways from a room to another, as the doors one after the other; kept, for every step asks."""
+        key = first, last, closed
+        if key not in self._known_ways:
+            usable = [n for n, door in enumerate(self.doors) if n != closed and door.half >= 1.1 * self.radius]
+            every = (itertools.permutations(usable, count) for count in range(len(usable) + 1))
+            self._known_ways[key] = [doors for doors in itertools.chain(*every) if self._leads(first, last, doors)]
+        return self._known_ways[key]
 
     def _leads(self, first: tuple[int, ...], last: tuple[int, ...], doors: Sequence[int]) -> bool:
         """Whether doors, one after the other, lead from a room to another, and through no room twice."""

@@ -13,6 +13,7 @@ from jepa_lightning.environments.scenes import Array, SceneEnv, chosen
 RED = (255, 0, 0)
 GREEN = (0, 160, 0)
 DISTRACTORS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
+MAX_WAYS = 1_000  # that are tried to cut a task from; of those for H-JEPA's tasks one in some thirty will do
 TELEPORT = 1 - math.exp(-1 / 35)  # of a distractor, in each step
 
 
@@ -31,6 +32,8 @@ class Rooms(SceneEnv):
         image_size: rows and columns of a frame, 56 or more.
         endless: whether an episode goes on with another goal at success.
         goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        crossings: doors on the shortest way to the goal; any number without. With `goal_steps`, start and goal are
+            exactly that many steps of the expert apart, a stretch of a longer way between two such rooms.
         render_mode: `rgb_array` or None.
 
     Raises:
@@ -47,6 +50,7 @@ class Rooms(SceneEnv):
         image_size: int,
         endless: bool,
         goal_steps: int | None,
+        crossings: int | None,
         render_mode: str | None,
     ) -> None:
         if image_size < 56:
@@ -55,11 +59,17 @@ class Rooms(SceneEnv):
             raise ValueError(
                 f"within goal_steps={goal_steps} the expert never leaves the place that counts as the goal"
             )
+        most = len(layout.walls)
+        if crossings is not None and not 0 <= crossings <= most:
+            raise ValueError(f"crossings={crossings}, but from a room to another one crosses 0 to {most} doors")
+        if endless and crossings is not None and goal_steps is not None:
+            raise ValueError("an endless episode has no goals both goal_steps away and so many crossings: give one")
         numbers = 3 + 2 * max_distractors
         low, high = np.full(numbers, -1.0), np.full(numbers, float(SIDE))
         high[2] = len(layout.doors) - 1
         super().__init__(observation, image_size, endless, render_mode, low, high)
-        self.layout, self.max_distractors, self.goal_steps = layout, max_distractors, goal_steps
+        self.layout, self.max_distractors = layout, max_distractors
+        self.goal_steps, self.crossings = goal_steps, crossings
         self.painter = Painter(layout, image_size)
 
     def draw(self, scene: Array) -> Array:
@@ -80,17 +90,55 @@ class Rooms(SceneEnv):
         if options:
             raise ValueError(f"a reset has the options position, goal and closed_door, not {', '.join(options)}")
         self.closed_door = closed
-        self.scene = np.full(3 + 2 * self.max_distractors, -1.0)
-        self.scene[2] = closed
-        count = self.draw_number()
-        self.distractors = np.array([self.layout.draw_free(self.np_random) for _ in range(count)]).reshape(count, 2)
-        self.headings = self.np_random.uniform(-np.pi, np.pi, count)
+        if self.crossings is not None and self.goal_steps is not None and position is None and goal is None:
+            return self._cut_from_a_way(self.crossings, self.goal_steps)
+        self._populate()
         self.scene[:2] = self.layout.draw_free(self.np_random) if position is None else position
-        self._put_distractors()
         if goal is None:
             self.new_goal()
         else:
             self._set_goal(goal)
+
+    def _populate(self) -> None:
+        """A scene with its closed door and distractors, but without the dot."""
+        self.scene = np.full(3 + 2 * self.max_distractors, -1.0)
+        self.scene[2] = self.closed_door
+        count = self.draw_number()
+        self.distractors = np.array([self.layout.draw_free(self.np_random) for _ in range(count)]).reshape(count, 2)
+        self.headings = self.np_random.uniform(-np.pi, np.pi, count)
+        self._put_distractors()
+
+    def _cut_from_a_way(self, crossings: int, steps: int) -> None:
+        """Let the expert go from a room to one so many doors away, and take any stretch of so many steps.
+
+        Its ends, too, are so many doors apart; start and goal show all that moves as it was then.
+        """
+        for _ in range(MAX_WAYS):
+            self._populate()
+            self.scene[:2] = self.layout.draw_free(self.np_random, clear=1.0)
+            self._set_goal(self.layout.draw_free(self.np_random, clear=1.0))
+            if self._doors_between(self.scene, self.goal_scene) != crossings:
+                continue
+            way = [(self.scene.copy(), self.distractors, self.headings.copy())]
+            while self.distance() >= self.success_distance:
+                self.advance(self.expert())
+                way.append((self.scene.copy(), self.distractors, self.headings.copy()))
+            starts = [
+                number
+                for number in range(len(way) - steps)
+                if self._doors_between(way[number][0], way[number + steps][0]) == crossings
+            ]
+            if starts:
+                first = int(self.np_random.choice(starts))
+                self.scene, self.distractors, self.headings = way[first]
+                self.goal_scene = way[first + steps][0]
+                return
+        raise ValueError(
+            f"found no way of {steps} steps through {crossings} doors among {MAX_WAYS}: give fewer goal_steps"
+        )
+
+    def _doors_between(self, start: Array, goal: Array) -> int:
+        return len(self.layout.path(start[:2], goal[:2], self.closed_door)[1])
 
     def draw_closed(self) -> int:
         """The door that is closed in an episode."""
@@ -120,12 +168,14 @@ class Rooms(SceneEnv):
 
     def new_goal(self) -> None:
         """A place that counts as another, or where the expert gets within `goal_steps` steps."""
-        while True:
+        for _ in range(MAX_WAYS):
             goal = self.layout.draw_free(self.np_random)
             if self.goal_steps is not None:
                 goal = self._on_the_way(goal, self.goal_steps)
-            if np.hypot(*(goal - self.scene[:2])) >= self.success_distance:
+            far = np.hypot(*(goal - self.scene[:2])) >= self.success_distance
+            if far and self.crossings in (None, self._doors_between(self.scene, goal)):
                 return self._set_goal(goal)
+        raise ValueError(f"there is no goal {self.goal_steps} steps and {self.crossings} doors from {self.scene[:2]}")
 
     def _on_the_way(self, goal: Array, steps: int) -> Array:
         position = self.scene[:2]
@@ -162,6 +212,7 @@ class TwoRoom(Rooms):
         image_size: rows and columns of a frame.
         endless: whether an episode goes on with another goal at success.
         goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        crossings: doors on the shortest way to the goal, 0 or 1 (see `Rooms`).
         render_mode: `rgb_array` or None.
 
     Source: LeWorldModel (arXiv 2603.19312); geometry of `stable_worldmodel`'s TwoRoom.
@@ -174,18 +225,20 @@ class TwoRoom(Rooms):
         image_size: int = 64,
         endless: bool = False,
         goal_steps: int | None = None,
+        crossings: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if not 28 <= door <= 196:
             raise ValueError(f"a door at {door} would lie in the border: give 28 to 196")
         layout = Layout([Door(0, door, 14.0)], [0], radius=7.0, speed=5.0, thickness=10)
-        super().__init__(layout, 0, observation, image_size, endless, goal_steps, render_mode)
+        super().__init__(layout, 0, observation, image_size, endless, goal_steps, crossings, render_mode)
 
 
 class FourRoom(Rooms):
     """Four rooms and four doors, one of which may be closed, and distractors that move and jump, as in H-JEPA.
 
-    Doors: 0 above and 1 below in the vertical wall, 2 left and 3 right in the horizontal one.
+    Doors: 0 above and 1 below in the vertical wall, 2 left and 3 right in the horizontal one. The published tasks are
+    `FourRoom(goal_steps=75, crossings=2)` within 210 steps. The goal's image shows the distractor where it was then.
 
     Args:
         distractors: the least and the largest number of distractors, up to five.
@@ -196,6 +249,7 @@ class FourRoom(Rooms):
         image_size: rows and columns of a frame.
         endless: whether an episode goes on with another goal at success.
         goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
+        crossings: doors on the shortest way to the goal, 0 to 2 (see `Rooms`).
         render_mode: `rgb_array` or None.
 
     Raises:
@@ -214,6 +268,7 @@ class FourRoom(Rooms):
         image_size: int = 64,
         endless: bool = False,
         goal_steps: int | None = None,
+        crossings: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         if not 0 <= distractors[0] <= distractors[1] <= len(DISTRACTORS):
@@ -222,7 +277,7 @@ class FourRoom(Rooms):
             raise ValueError(f"closing is a probability, got {closing}")
         doors = [Door(0, 56.0, 16.0), Door(0, 168.0, 16.0), Door(1, 56.0, 16.0), Door(1, 168.0, 16.0)]
         layout = Layout(doors, [0, 1], radius, speed, thickness=10)
-        super().__init__(layout, distractors[1], observation, image_size, endless, goal_steps, render_mode)
+        super().__init__(layout, distractors[1], observation, image_size, endless, goal_steps, crossings, render_mode)
         self.least_distractors, self.closing = distractors[0], closing
 
     def draw_closed(self) -> int:

@@ -13,7 +13,7 @@ from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_netw
 from jepa_lightning.losses import Distance
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.networks import ActionPredictor, build_network
-from jepa_lightning.planning import ActionWorld, Imagined, policy_options, rollout
+from jepa_lightning.planning import PUBLISHED_CEM, ActionWorld, Imagined, policy_options, rollout
 from jepa_lightning.schedules import warmup_constant_cooldown
 from jepa_lightning.step import Latents, Prediction, Tokens
 
@@ -28,20 +28,6 @@ VIT_G = {
         "num_heads": 22,
         "mlp_ratio": 48 / 11,
         "positions": "tiled_rope",
-    },
-}
-
-
-# The published numbers; its actions are not normalised, but within 0.05 along each axis, without rotation.
-PUBLISHED_CEM = {
-    "class_path": "CEM",
-    "init_args": {
-        "horizon": 2,
-        "samples": 400,
-        "elites": 10,
-        "iterations": 10,
-        "momentum": 0.15,
-        "std_momentum": 0.15,
     },
 }
 
@@ -73,7 +59,8 @@ class VJEPA2AC(JEPA):
         predictor_num_heads: attention heads of the predictor.
         rollout_steps: steps of the roll-out in the loss; none with 1.
         window: of how many frames the predictor sees the last, while planning too; of all without.
-        num_embodiments: kinds of robots, of which a batch's `embodiment` `[B]` says which is whose.
+        num_embodiments: kinds of robots, of which a batch's `embodiment` `[B]` says which is whose. Each has maps of
+            actions and states of its own (see `EmbodimentsDataModule`).
         num_views: cameras.
         normalize: whether a frame's tokens are layer-normed, before and after they are predicted.
         official: frequencies of the predictor's rotary positions as in the official code (see `rotation`).
@@ -175,21 +162,21 @@ class VJEPA2AC(JEPA):
         Raises:
             ValueError: episodes of less than two times, or fewer times than the roll-out takes.
         """
-        frames, actions, states, grid, embodiment, valid = self._read(batch)
-        world, times = self.world, frames.shape[1]
-        steps = self.hparams.rollout_steps
+        (frames, actions, states, embodiment, grid), valid = self._read(batch)
+        world, times, steps = self.world, frames.shape[1], self.hparams.rollout_steps
         if times < 1 + steps:
             raise ValueError(f"episodes of {times} times are too short for a roll-out of {steps} steps and its start")
+        weight = None if valid is None else valid[:, 1:, None].expand(-1, -1, frames.shape[2]).to(frames)
         forced = world.predict(frames[:, :-1], actions, _first(states, times - 1), grid, embodiment)
-        predictions = {"forced": Prediction(forced, frames[:, 1:], valid)}
+        predictions = {"forced": Prediction(forced, frames[:, 1:], weight)}
         if steps > 1:
             # The first prediction is that of the first frame already; each later one is fed those before.
-            seen = torch.cat([frames[:, :1], forced[:, :1]], 1)
+            fed = torch.cat([frames[:, :1], forced[:, :1]], 1)
             for time in range(2, steps + 1):
                 condition = actions[:, :time], _first(states, time)
-                seen = torch.cat([seen, world.predict(seen, *condition, grid, embodiment, last=True)], 1)
+                fed = torch.cat([fed, world.predict(fed, *condition, grid, embodiment, last=True)], 1)
             target = frames[:, 1 : 1 + steps]
-            predictions["rollout"] = Prediction(seen[:, 1:], target, None if valid is None else valid[:, :steps])
+            predictions["rollout"] = Prediction(fed[:, 1:], target, None if weight is None else weight[:, :steps])
         features = Tokens(frames.flatten(1, 2))
         return Latents(predictions, {"target": features}, features)
 
@@ -208,7 +195,7 @@ class VJEPA2AC(JEPA):
 
         Imagined are all but the first frame, from that one, its state, and the actions alone.
         """
-        frames, actions, states, grid, embodiment, _ = self._read(batch)
+        (frames, actions, states, embodiment, grid), _ = self._read(batch)
         start = Imagined(frames[:, :1], actions[:, :0], _first(states, 1), embodiment, grid)
         imagined = rollout(self.world, start, actions)
         return (imagined[-1].frames[:, 1:] - frames[:, 1:]).abs().mean((2, 3))
@@ -237,23 +224,12 @@ class VJEPA2AC(JEPA):
         warmup, cooldown, end = hparams.warmup * total, hparams.cooldown * total, self.stretch * total
         return warmup_constant_cooldown(step, end, warmup, cooldown, hparams.start_lr, hparams.lr, hparams.final_lr)
 
-    def _read(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int], Tensor | None, Tensor | None]:
-        """Frames, the actions between them, states, the grid, and what there may be: embodiments and weights."""
-        observation, actions, *states = self.observations(batch)
-        frames, grid = self.world.encode(observation)
-        times = frames.shape[1]
-        for name, value, sizes in [("action", actions, (times, times - 1))] + [("state", s, (times,)) for s in states]:
-            size = {"action": self.hparams.action_dim, "state": self.hparams.state_dim}[name]
-            if value.ndim != 3 or value.shape[1] not in sizes or value.shape[2] != size:
-                raise ValueError(
-                    f"expected `{name}` [B, {times}, {size}] beside {times} frames, got {list(value.shape)}"
-                )
+    def _read(self, batch: Any) -> tuple[Imagined, Tensor | None]:
+        """What episodes show, and at which times there is anything `[B, T]`."""
+        observation, action, *state = self.observations(batch)
         found = batches.fields(batch, self.reads)
-        valid = found.get("valid")
-        if valid is not None:
-            valid = valid[:, 1:, None].expand(-1, -1, frames.shape[2]).to(frames)
-        embodiment = found.get("embodiment") if self.hparams.num_embodiments > 1 else None
-        return frames, actions[:, : times - 1], states[0] if states else None, grid, embodiment, valid
+        seen = self.world.seen(observation, action, state[0] if state else None, found.get("embodiment"))
+        return seen, found.get("valid")
 
     @classmethod
     def from_official(

@@ -56,7 +56,8 @@ class ActionPredictor(nn.Module):
         if predictor_embed_dim % num_heads:
             raise ValueError(f"a predictor of width {predictor_embed_dim} cannot be split among {num_heads} heads")
         self.positions, self.head_dim = positions, predictor_embed_dim // num_heads
-        self.action_dim, self.num_embodiments, self.num_views = action_dim, num_embodiments, num_views
+        self.action_dim, self.state_dim = action_dim, state_dim
+        self.num_embodiments, self.num_views = num_embodiments, num_views
         width = predictor_embed_dim
         self.predictor_embed = nn.Linear(embed_dim, width)
         self.action_encoder = self._per_embodiment(action_dim, width)

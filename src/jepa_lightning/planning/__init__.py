@@ -1,7 +1,7 @@
 """Planners, which know a cost and no model, and the costs that world models give them."""
 
 from jepa_lightning.planning.action_world import ActionWorld, Imagined
-from jepa_lightning.planning.building import build_planner, policy_options
+from jepa_lightning.planning.building import PUBLISHED_CEM, build_planner, policy_options
 from jepa_lightning.planning.cem import CEM
 from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
 from jepa_lightning.planning.episodes import Outcome, Reference, play, wilson
@@ -14,6 +14,7 @@ from jepa_lightning.planning.projections import Ball, Box, FixedAxes, Projection
 __all__ = [
     "CEM",
     "MPPI",
+    "PUBLISHED_CEM",
     "ActionWorld",
     "Ball",
     "Box",

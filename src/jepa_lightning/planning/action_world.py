@@ -94,6 +94,34 @@ class ActionWorld:
         """Layer-normed without weights, if they are to be."""
         return F.layer_norm(tokens, tokens.shape[-1:]) if self.normalize else tokens
 
+    def seen(
+        self, observation: Tensor, action: Tensor, state: Tensor | None = None, embodiment: Tensor | None = None
+    ) -> Imagined:
+        """All that an episode shows, as it would be imagined: of its T times, and the T − 1 actions in between.
+
+        Args:
+            observation: see `encode`.
+            action: `[B, T, A]` or `[B, T − 1, A]`; one after the last time is left out.
+            state: `[B, T, S]`, for a model with states.
+            embodiment: `[B]`, for a model of several.
+
+        Raises:
+            ValueError: actions or states of another shape.
+        """
+        frames, grid = self.encode(observation)
+        times, predictor = frames.shape[1], self.predictor
+        self._check("action", action, (times, times - 1), predictor.action_dim)
+        if state is not None:
+            self._check("state", state, (times,), predictor.state_dim)
+        several = embodiment if predictor.num_embodiments > 1 else None
+        return Imagined(frames, action[:, : times - 1], state, several, grid)
+
+    def _check(self, name: str, values: Tensor, times: tuple[int, ...], size: int) -> None:
+        if values.ndim != 3 or values.shape[1] not in times or values.shape[2] != size:
+            raise ValueError(
+                f"expected `{name}` [B, {times[0]}, {size}] beside {times[0]} frames, got {list(values.shape)}"
+            )
+
     def start(self, observations: Tensor | Mapping[str, Tensor]) -> Imagined:
         """What one sees: `observation` `[B, C, H, W]` (or a view more, or a vector), `state` `[B, S]`, `embodiment`.
 
@@ -108,7 +136,7 @@ class ActionWorld:
                 raise ValueError(
                     "this model was trained with states: to plan it needs the `state` beside `observation`"
                 )
-            state = given["state"].unsqueeze(1)
+            state = self._filled(given["state"].unsqueeze(1), self.predictor.state_dim)
         actions = frames.new_empty(len(frames), 0, self.predictor.action_dim)
         return Imagined(frames, actions, state, given.get("embodiment"), grid)
 
@@ -118,8 +146,9 @@ class ActionWorld:
         return self.encode(_one_time(given))[0][:, 0]
 
     def step(self, state: Imagined, action: Tensor) -> Imagined:
-        """Imagine the frame after an action `[B, A]`."""
+        """Imagine the frame after an action `[B, A]`, or of fewer numbers where other embodiments have more."""
         frames, actions, states, embodiment, grid = state
+        action = self._filled(action, self.predictor.action_dim)
         actions = torch.cat([actions, action.unsqueeze(1)], 1)
         seen = slice(None if self.window is None else -self.window, None)
         now = None if states is None else states[:, seen]
@@ -128,6 +157,11 @@ class ActionWorld:
             following = move_pose(states[:, -1], action) if self.next_state == "pose" else states[:, -1]
             states = torch.cat([states, following.unsqueeze(1)], 1)
         return Imagined(torch.cat([frames, frame], 1), actions, states, embodiment, grid)
+
+    def _filled(self, values: Tensor, size: int) -> Tensor:
+        """What the largest embodiment has more of is zero for the others, as in training."""
+        missing = size - values.shape[-1]
+        return F.pad(values, (0, missing)) if missing > 0 and self.predictor.num_embodiments > 1 else values
 
     def distance(self, state: Imagined, goal: Tensor) -> Tensor:
         """The mean absolute difference of the last frame to goals `[B, N, D]`, `[B]`."""

@@ -11,6 +11,19 @@ from jepa_lightning.errors import unknown_options
 from jepa_lightning.planning import cem, gradient, mppi, projections
 from jepa_lightning.planning.planner import Planner
 
+# That of V-JEPA 2-AC's released code, whose actions are not normalised, but within 0.05 along each axis, unrotated.
+PUBLISHED_CEM: dict[str, Any] = {
+    "class_path": "CEM",
+    "init_args": {
+        "horizon": 2,
+        "samples": 400,
+        "elites": 10,
+        "iterations": 10,
+        "momentum": 0.15,
+        "std_momentum": 0.15,
+    },
+}
+
 _KNOWN: dict[str, Any] = {
     "CEM": cem.CEM,
     "MPPI": mppi.MPPI,

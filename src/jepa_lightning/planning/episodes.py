@@ -101,8 +101,8 @@ def play(
     """Let a policy act in an environment, towards the goal of each episode.
 
     The goal of an episode is `info["goal"]` at its reset, or `desired_goal` of observations by name, as of Gymnasium's
-    robots. It is reached where `info["success"]` (or `is_success`) says so, or, of environments that say nothing, where
-    the episode terminates.
+    robots; an environment without any has goals in `jepa_lightning/Reaching-v0`. It is reached where `info["success"]`
+    (or `is_success`) says so, or, of environments that say nothing, where the episode terminates.
 
     Args:
         policy: called with observations, goals, states and which environments still act, see `Policy`. If it has
@@ -139,7 +139,7 @@ def play(
             policy.enter(envs.envs)
         if hasattr(policy, "reset"):
             policy.reset()
-        goal = _goal(seen, info, environment["id"])
+        goal = _goal(seen, info, observation, environment["id"])
         active, arrived, steps = np.ones(count, bool), np.zeros(count, bool), np.zeros(count, int)
         while active.any():
             if film and first == 0 and active[0]:
@@ -162,14 +162,15 @@ def play(
     return Outcome(np.concatenate(success), np.concatenate(lengths), thought / max(1, decisions), frames)
 
 
-def _goal(seen: Any, info: Mapping[str, Any], name: str) -> Array:
+def _goal(seen: Any, info: Mapping[str, Any], observation: str, name: str) -> Array:
     if "goal" in info:
-        return np.asarray(info["goal"])
+        return _named(info["goal"], {}, observation)
     if isinstance(seen, Mapping) and "desired_goal" in seen:
         return np.asarray(seen["desired_goal"])
     raise ValueError(
-        f"{name} has no goals: neither its info has `goal` at a reset, nor its observations `desired_goal`. Wrap it so "
-        "that it does"
+        f"{name} has no goals: neither its info has `goal` at a reset, nor its observations `desired_goal`. "
+        f"Reaching-v0 makes goals of what a policy gets to: {{id: jepa_lightning/Reaching-v0, environment: {{id: "
+        f"{name}}}, goal_steps: 25, within: {{…}}}}"
     )
 
 

@@ -35,6 +35,7 @@ class Policy:
         last: of how many steps at the end of a plan the distances to the goal are added up; of all with None.
         bounds: the least and the largest action of the world, one for all axes or one each.
         seed: of the planner's draws.
+        embodiment: of a model of several, which one acts.
 
     Raises:
         ValueError: more actions to do than are planned.
@@ -49,11 +50,12 @@ class Policy:
         last: int | None = 1,
         bounds: tuple[Any, Any] | None = None,
         seed: int = 0,
+        embodiment: int | None = None,
     ) -> None:
         if not 1 <= execute <= planner.horizon:
             raise ValueError(f"execute must be 1 to the horizon {planner.horizon}, got {execute}")
         self.world, self.planner, self.preparation = world, planner, preparation
-        self.execute, self.last, self.seed = execute, last, seed
+        self.execute, self.last, self.seed, self.embodiment = execute, last, seed, embodiment
         self._own_projections = planner.projections
         if bounds is not None:
             self.bound(*bounds)
@@ -113,6 +115,8 @@ class Policy:
         observations = {"observation": self._prepared(seen[rows])}
         if state is not None:
             observations["state"] = self.preparation.states(state[rows]).to(self._device)
+        if self.embodiment is not None:
+            observations["embodiment"] = torch.full((len(rows),), self.embodiment, device=self._device)
         nominal = self.planner.start(len(seen), self._device) if self._plans is None else self._plans
         cost = GoalCost(self.world, self.world.start(observations), self._goal[rows], self.last)
         plan = self.planner(cost, nominal[rows])
@@ -154,6 +158,7 @@ def load_planner(
     planner: Mapping[str, Any] | None = None,
     bounds: tuple[Any, Any] | None = None,
     device: torch.device | str = "cpu",
+    embodiment: int | None = None,
     **options: Any,
 ) -> Policy:
     """Somebody who acts by the world model of a checkpoint, which needs no Trainer: `policy(observation, goal)`.
@@ -164,6 +169,7 @@ def load_planner(
         planner: another one than the checkpoint's, `{"class_path": …, "init_args": {…}}`.
         bounds: the least and the largest action of the world.
         device: where it plans.
+        embodiment: of a checkpoint of several embodiments, which one acts, 0 being the first of its sources.
         **options: those of `Policy`: `execute`, `last`, `seed`.
 
     Raises:
@@ -175,17 +181,12 @@ def load_planner(
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of a world model of this package: it names no class") from error
+        raise ValueError(f"{path} is no checkpoint of a world model, such as VJEPA2AC: it names no class") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "world")):
         raise ValueError(f"{path} is of {name}, which is no world model: it has no `world`")
-    kept = checkpoint.get("EpisodesDataModule", {}).get("preparation")
-    if kept is None:
-        raise ValueError(
-            f"{path} does not say how its actions are normalised, as checkpoints of trainings on an EpisodesDataModule "
-            "do: make the policy yourself, Policy(module.world, planner, preparation)"
-        )
+    kept = _kept(checkpoint, path, embodiment)
     model: Any = found.load_from_checkpoint(path, map_location=device, weights_only=True)  # type: ignore[attr-defined]
-    return policy_of(model.eval(), Preparation.from_state(kept), planner, bounds, **options)
+    return policy_of(model.eval(), Preparation.from_state(kept), planner, bounds, embodiment=embodiment, **options)
 
 
 def policy_of(
@@ -197,5 +198,24 @@ def policy_of(
 ) -> Policy:
     """The policy of a module that is a world model, by its own planner or another one, see `load_planner`."""
     chosen = module.hparams.planner if planner is None else planner
-    built, own = policy_options(chosen, module.hparams.action_dim)
+    built, own = policy_options(chosen, preparation.action_dim or module.hparams.action_dim)
     return Policy(module.world, built, preparation, bounds=bounds, **{**own, **options})
+
+
+def _kept(checkpoint: Mapping[str, Any], path: str | Path, embodiment: int | None) -> dict[str, Any]:
+    """How the numbers of a checkpoint, or of one of its embodiments, were prepared."""
+    states = [each for each in checkpoint.values() if isinstance(each, Mapping)]
+    kinds = next((each["kinds"] for each in states if "kinds" in each), None)
+    if kinds is not None:
+        if embodiment is None or not 0 <= embodiment < len(kinds):
+            raise ValueError(f"{path} is of {len(kinds)} embodiments: give embodiment=0 to {len(kinds) - 1}")
+        return dict(kinds[embodiment]["preparation"])
+    if embodiment is not None:
+        raise ValueError(f"{path} is of one embodiment: leave embodiment={embodiment} out")
+    kept = next((each["preparation"] for each in states if "preparation" in each), None)
+    if kept is None:
+        raise ValueError(
+            f"{path} does not say how its actions are normalised, as checkpoints of trainings on an EpisodesDataModule "
+            "do: make the policy yourself, Policy(module.world, planner, preparation)"
+        )
+    return dict(kept)

@@ -42,7 +42,8 @@ class EpisodesDataModule(SplitDataModule):
         environment: `{"id": …, …}`, the arguments of `gymnasium.make`: which draws the frames where observations are
             scenes, and which episodes are recorded from.
         policies: who acts while episodes are recorded, each for a share of them: `random`, `walk`, `expert`, or the
-            path of a class of your own (see `Mixture`).
+            path of a class of your own, with options or without: `{"walk": 0.5, "expert": {"share": 0.5, "noise": 2}}`
+            (see `Mixture`).
         num_episodes: how many are recorded.
         max_steps: steps of a recorded episode, at most.
         draw: whether observations are scenes of which the environment draws frames.
@@ -75,7 +76,7 @@ class EpisodesDataModule(SplitDataModule):
         action: str | list[str] | None = "action",
         state: str | list[str] | None = None,
         environment: dict[str, Any] | None = None,
-        policies: dict[str, float] | None = None,
+        policies: dict[str, Any] | None = None,
         num_episodes: int = 100,
         max_steps: int | None = None,
         draw: bool = False,
@@ -211,7 +212,8 @@ class EpisodesDataModule(SplitDataModule):
             if len(episode[keys.observation[0]].shape) == 1 and not given.draw:
                 rows.setdefault("observation", []).append(episode[keys.observation[0]].read(0, length))
         scales = {name: Scale.of(values) for name, values in rows.items() if name in given.standardize}
-        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, not keys.action)
+        size = rows["action"][0].shape[1] * (given.stride if keys.action else 1)
+        return Preparation(given.stride, self.image_size, self.mean, self.std, scales, not keys.action, size)
 
 
 def _names(given: str | list[str] | None) -> tuple[str, ...]:

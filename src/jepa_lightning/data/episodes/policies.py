@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
+from jepa_lightning.errors import unknown_options
+
 Array = np.ndarray[Any, Any]
 
 
 class RecordingPolicy(Protocol):
-    """Acts in an environment whose insides it may look at."""
+    """Acts by what it sees, in an environment whose insides it may look at, too."""
 
     def begin(self, env: Any, rng: np.random.Generator) -> None:
         """Begin an episode."""
 
-    def act(self, env: Any, rng: np.random.Generator) -> Any:
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Any:
         """The next action."""
 
 
@@ -28,7 +31,7 @@ class RandomPolicy:
         """Seed the actions by the recording's numbers."""
         env.action_space.seed(int(rng.integers(2**31)))
 
-    def act(self, env: Any, rng: np.random.Generator) -> Any:
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Any:
         """Any action."""
         return env.action_space.sample()
 
@@ -50,7 +53,7 @@ class WalkPolicy:
         self.heading, self.wanted = rng.uniform(-np.pi, np.pi, 2)
         self.turning, self.speed = 0.0, 0.75
 
-    def act(self, env: Any, rng: np.random.Generator) -> Array:
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Array:
         """A step ahead."""
         if rng.random() < 1 - np.exp(-1 / 50):
             self.wanted = rng.uniform(-np.pi, np.pi)
@@ -84,7 +87,7 @@ class ExpertPolicy:
             raise ValueError(f"{type(env.unwrapped).__name__} has no expert: give another policy, or your own")
         self.action: Array | None = None
 
-    def act(self, env: Any, rng: np.random.Generator) -> Array:
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Array:
         """The expert's action, disturbed."""
         if self.action is None or rng.random() >= self.repeat:
             action = env.unwrapped.expert()
@@ -101,35 +104,45 @@ class Mixture:
     """One of several policies for each episode.
 
     Args:
-        shares: the share of the episodes of each policy: `random`, `walk`, `expert`, or the path of a class of your
-            own, which has `begin(env, rng)` and `act(env, rng)`.
+        given: the share of the episodes of each policy: `random`, `walk`, `expert`, or the path of a class of your own,
+            which has `begin(env, rng)` and `act(observation, env, rng)`. With options of the policy, the share is one
+            of these: `{"random": 0.5, "expert": {"share": 0.5, "noise": 2.0}}`.
 
     Raises:
         ValueError: a policy that there is not, or shares that are not positive.
+        TypeError: an option that the policy does not have.
     """
 
-    def __init__(self, shares: Mapping[str, float]) -> None:
-        if not shares or not all(share > 0 for share in shares.values()):
-            raise ValueError(f"policies are given with their shares of the episodes, above 0, got {dict(shares)}")
-        self.policies = [_policy(name) for name in shares]
-        self.shares = np.array(list(shares.values())) / sum(shares.values())
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        options = {name: dict(each) if isinstance(each, Mapping) else {"share": each} for name, each in given.items()}
+        shares = [each.pop("share", 0.0) for each in options.values()]
+        if not shares or not all(share > 0 for share in shares):
+            raise ValueError(f"policies are given with their shares of the episodes, above 0, got {dict(given)}")
+        self.policies = [_policy(name, each) for name, each in options.items()]
+        self.shares = np.array(shares) / sum(shares)
 
     def begin(self, env: Any, rng: np.random.Generator) -> None:
         """Choose who acts."""
         self.chosen = self.policies[rng.choice(len(self.policies), p=self.shares)]
         self.chosen.begin(env, rng)
 
-    def act(self, env: Any, rng: np.random.Generator) -> Any:
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Any:
         """The chosen policy's action."""
-        return self.chosen.act(env, rng)
+        return self.chosen.act(observation, env, rng)
 
 
-def _policy(name: str) -> Any:
-    if name in POLICIES:
-        return POLICIES[name]()
-    module, _, kind = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), kind)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no policy {name!r}: {', '.join(POLICIES)}, or the path of a class") from error
-    return found()
+def _policy(name: str, options: Mapping[str, Any]) -> Any:
+    found = POLICIES.get(name)
+    if found is None:
+        module, _, kind = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), kind)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"there is no policy {name!r}: {', '.join(POLICIES)}, or the path of a class") from error
+    known = set(inspect.signature(found).parameters)
+    if unknown := sorted(set(options) - known):
+        raise TypeError(unknown_options(name, unknown, known))
+    policy = found(**options)
+    if missing := [part for part in ("begin", "act") if not hasattr(policy, part)]:
+        raise ValueError(f"{name} is no policy to record by: it has no {' and no '.join(missing)}")
+    return policy

@@ -51,6 +51,7 @@ class Preparation:
         std: like `mean`.
         scales: by `observation` (of vectors), `action`, `state`; what has none is left as it is.
         differences: whether an action is the difference of two states.
+        action_dim: numbers of an action of the model, where they are known.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Preparation:
         std: Sequence[float] = IMAGENET[1],
         scales: Mapping[str, Scale] | None = None,
         differences: bool = False,
+        action_dim: int | None = None,
     ) -> None:
         self.stride, self.image_size = stride, None if image_size is None else list(image_size)
         self.mean, self.std, self.differences = list(mean), list(std), differences
-        self.scales = dict(scales or {})
+        self.scales, self.action_dim = dict(scales or {}), action_dim
 
     def observations(self, raw: Array) -> Tensor:
         """Frames `[T, rows, columns, C]` or `[T, C, rows, columns]` as `[C, T, H, W]`, vectors `[T, F]` as they come.
@@ -120,6 +122,7 @@ class Preparation:
             "mean": self.mean,
             "std": self.std,
             "differences": self.differences,
+            "action_dim": self.action_dim,
             "scales": {
                 name: {"mean": each.mean.tolist(), "std": each.std.tolist()} for name, each in self.scales.items()
             },

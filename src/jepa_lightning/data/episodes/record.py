@@ -26,7 +26,7 @@ def make_environment(environment: str, **options: Any) -> Any:
 
 def record(
     environment: Any,
-    policies: Mapping[str, float] | RecordingPolicy,
+    policies: Mapping[str, Any] | RecordingPolicy,
     num_episodes: int,
     max_steps: int | None = None,
     seed: int = 0,
@@ -47,7 +47,7 @@ def record(
         is a step, what is seen and then done; the last row of an episode has no action, but NaN, and no reward.
 
     Raises:
-        ValueError: an environment whose actions are no numbers.
+        ValueError: an environment whose actions are no numbers, or a policy that does not fit it (see `Mixture`).
     """
     policy = Mixture(policies) if isinstance(policies, Mapping) else policies
     if environment.action_space.shape is None or not hasattr(environment.action_space, "low"):
@@ -62,7 +62,7 @@ def record(
         nothing = np.full(environment.action_space.shape, np.nan)
         while True:
             ends = done or steps == max_steps
-            action = nothing if ends else policy.act(environment, rng)
+            action = nothing if ends else policy.act(observation, environment, rng)
             seen = _named("observation", observation)
             if "scene" in info:
                 seen["scene"] = info["scene"]
