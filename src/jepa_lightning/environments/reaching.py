@@ -57,7 +57,7 @@ class Reaching(gymnasium.Env[Any, Any]):
             raise ValueError(f"goal_steps={goal_steps} must be at least 1")
         if not within or not all(np.all(np.asarray(distance) > 0) for distance in within.values()):
             raise ValueError(f"within says how near what has to be, such as {{pos_agent: 20}}, got {dict(within)}")
-        self.inner = gymnasium.make(**{**environment, "render_mode": render_mode})
+        self.inner: Any = gymnasium.make(**{**environment, "render_mode": render_mode})
         self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
         self.goal_steps, self.within, self.render_mode = goal_steps, dict(within), render_mode
         self.policy = Mixture(policies or {"random": 1.0})
@@ -81,7 +81,7 @@ class Reaching(gymnasium.Env[Any, Any]):
         if not np.allclose(
             np.concatenate(list(start.values())), np.concatenate(list(self._places(seen, info).values()))
         ):
-            raise ValueError(f"{self.inner.spec.id} does not begin the same for the same seed")  # type: ignore[union-attr]
+            raise ValueError(f"{self.inner.spec.id} does not begin the same for the same seed")
         self._step = 0
         return seen, {**info, "success": False, "goal": goal}
 
