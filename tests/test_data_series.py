@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepa_lightning import TSJEPA, SeriesDataModule
 from jepa_lightning.data.series import Scaling
-from jepa_lightning.data.series.tables import Counts
+from jepa_lightning.data.series.grid import Counts
 
 WHEEL = Path(importlib.util.find_spec("aeon").origin).parent / "datasets" / "data"  # type: ignore[union-attr, arg-type]
 

@@ -17,8 +17,9 @@ from jepa_lightning import TJEPA, TrajectoriesDataModule
 from jepa_lightning.data.trajectories import Cells
 from jepa_lightning.data.trajectories.cells import AROUND, centre_of, neighbours, to_metres
 from jepa_lightning.data.trajectories.cleaning import great_circle, trips_of
-from jepa_lightning.data.trajectories.formats import Columns, Points, read_points
+from jepa_lightning.data.trajectories.formats import Columns, Points
 from jepa_lightning.data.trajectories.node2vec import node2vec, random_walks
+from jepa_lightning.data.trajectories.sources import read_points
 
 LIMITS: dict[str, Any] = {"max_gap": 300.0, "max_speed": 100.0, "min_points": 3, "max_points": 100}
 

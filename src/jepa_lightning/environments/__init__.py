@@ -10,10 +10,12 @@ except ImportError as error:
         'environments are built on gymnasium, which is in the extra `control`: pip install "jepa-lightning[control]"'
     ) from error
 
+from jepa_lightning.environments.four_room import FourRoom
 from jepa_lightning.environments.point_mass import REWARDS, PointMass
 from jepa_lightning.environments.reaching import Reaching
-from jepa_lightning.environments.rooms import FourRoom, Rooms, TwoRoom
+from jepa_lightning.environments.rooms import Rooms
 from jepa_lightning.environments.scenes import SceneEnv
+from jepa_lightning.environments.two_room import TwoRoom
 
 # Steps after which an episode ends, unless `gymnasium.make` is given others.
 for _name, _steps in {"TwoRoom": 200, "FourRoom": 400, "PointMass": 200}.items():

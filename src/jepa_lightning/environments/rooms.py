@@ -1,4 +1,4 @@
-"""TwoRoom and FourRoom: a dot that has to find its way through doors."""
+"""A dot in rooms that has to find its way through doors: what TwoRoom and FourRoom share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jepa_lightning.environments.layout import SIDE, Door, Layout, Painter
+from jepa_lightning.environments.layout import SIDE, Layout, Painter
 from jepa_lightning.environments.scenes import Array, SceneEnv, chosen
 
 RED = (255, 0, 0)
@@ -198,93 +198,3 @@ class Rooms(SceneEnv):
     def _blobs(self, scene: Array) -> list[tuple[Array, tuple[int, int, int]]]:
         places = zip(np.reshape(scene[3:], (-1, 2)), DISTRACTORS, strict=False)
         return [(place, colour) for place, colour in places if place[0] >= 0] + [(scene[:2], RED)]
-
-
-class TwoRoom(Rooms):
-    """Two rooms and a door, as LeWorldModel's Two-Room.
-
-    Its published task is a goal 25 steps away within 50 steps: `TwoRoom(goal_steps=25)`, with a budget of 50. PLDM's
-    and eb_jepa's rooms of 65 pixels are another task.
-
-    Args:
-        door: centre of the door along the wall, in pixels of 224.
-        observation: `pixels` or `scene`.
-        image_size: rows and columns of a frame.
-        endless: whether an episode goes on with another goal at success.
-        goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
-        crossings: doors on the shortest way to the goal, 0 or 1 (see `Rooms`).
-        render_mode: `rgb_array` or None.
-
-    Source: LeWorldModel (arXiv 2603.19312); geometry of `stable_worldmodel`'s TwoRoom.
-    """
-
-    def __init__(
-        self,
-        door: float = 49.0,
-        observation: Literal["pixels", "scene"] = "pixels",
-        image_size: int = 64,
-        endless: bool = False,
-        goal_steps: int | None = None,
-        crossings: int | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        if not 28 <= door <= 196:
-            raise ValueError(f"a door at {door} would lie in the border: give 28 to 196")
-        layout = Layout([Door(0, door, 14.0)], [0], radius=7.0, speed=5.0, thickness=10)
-        super().__init__(layout, 0, observation, image_size, endless, goal_steps, crossings, render_mode)
-
-
-class FourRoom(Rooms):
-    """Four rooms and four doors, one of which may be closed, and distractors that move and jump, as in H-JEPA.
-
-    Doors: 0 above and 1 below in the vertical wall, 2 left and 3 right in the horizontal one. The published tasks are
-    `FourRoom(goal_steps=75, crossings=2)` within 210 steps. The goal's image shows the distractor where it was then.
-
-    Args:
-        distractors: the least and the largest number of distractors, up to five.
-        closing: probability that a door is closed in an episode.
-        radius: of the dots in pixels of 224.
-        speed: of the dot, pixels a step.
-        observation: `pixels` or `scene`.
-        image_size: rows and columns of a frame.
-        endless: whether an episode goes on with another goal at success.
-        goal_steps: let the goal be where the expert gets within that many steps; anywhere without.
-        crossings: doors on the shortest way to the goal, 0 to 2 (see `Rooms`).
-        render_mode: `rgb_array` or None.
-
-    Raises:
-        ValueError: an option out of its range.
-
-    Source: H-JEPA (arXiv 2610.06805), FourRoom with distractors.
-    """
-
-    def __init__(
-        self,
-        distractors: tuple[int, int] = (1, 1),
-        closing: float = 0.5,
-        radius: float = 3.5,
-        speed: float = 2.5,
-        observation: Literal["pixels", "scene"] = "pixels",
-        image_size: int = 64,
-        endless: bool = False,
-        goal_steps: int | None = None,
-        crossings: int | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        if not 0 <= distractors[0] <= distractors[1] <= len(DISTRACTORS):
-            raise ValueError(f"distractors are the least and the largest number, 0 to 5, got {distractors}")
-        if not 0 <= closing <= 1:
-            raise ValueError(f"closing is a probability, got {closing}")
-        doors = [Door(0, 56.0, 16.0), Door(0, 168.0, 16.0), Door(1, 56.0, 16.0), Door(1, 168.0, 16.0)]
-        layout = Layout(doors, [0, 1], radius, speed, thickness=10)
-        super().__init__(layout, distractors[1], observation, image_size, endless, goal_steps, crossings, render_mode)
-        self.least_distractors, self.closing = distractors[0], closing
-
-    def draw_closed(self) -> int:
-        """None, or any of the four."""
-        closed = self.np_random.random() < self.closing
-        return int(self.np_random.integers(4)) if closed else -1
-
-    def draw_number(self) -> int:
-        """Any number in the range."""
-        return int(self.np_random.integers(self.least_distractors, self.max_distractors + 1))

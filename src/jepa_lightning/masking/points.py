@@ -67,12 +67,8 @@ class PointMasking:
                 f"context_scale must rise within ({max(ratios)}, 1], as a target hides up to {max(ratios)} of the "
                 f"points, got {tuple(context_scale)}"
             )
-        self.num_targets, self.ratios, self.span_share, self.context_scale = (
-            num_targets,
-            ratios,
-            span_share,
-            (low, high),
-        )
+        self.num_targets, self.ratios, self.span_share = num_targets, ratios, span_share
+        self.context_scale = low, high
 
     def __call__(
         self, batch_size: int, grid: Sequence[int], lengths: Tensor | None = None, rng: Rng | None = None

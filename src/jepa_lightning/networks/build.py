@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from jepa_lightning.errors import unknown_options
+from jepa_lightning.importing import imported
 
 
 def build_network(configuration: Mapping[str, Any]) -> nn.Module:
@@ -31,11 +31,7 @@ def build_network(configuration: Mapping[str, Any]) -> nn.Module:
     if unknown := sorted(set(configuration) - {"class_path", "init_args"}):
         raise ValueError(f"a network is given by class_path and init_args alone, not by {', '.join(unknown)}")
     path, arguments = str(configuration["class_path"]), dict(configuration.get("init_args") or {})
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"there is no class {path}: {error}") from error
+    found = imported(path)
     # A path may come out of a checkpoint: what is no network is not called.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"{path} is not a class of networks, a subclass of torch.nn.Module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from jepa_lightning.errors import unknown_options
+from jepa_lightning.importing import imported
 from jepa_lightning.planning import cem, gradient, mppi, projections
 from jepa_lightning.planning.planner import Planner
 
@@ -76,10 +76,9 @@ def _built(configuration: Any) -> Any:
     path, arguments = str(configuration["class_path"]), dict(configuration.get("init_args") or {})
     found = _KNOWN.get(path) or _KNOWN.get(path.removeprefix("jepa_lightning.planning."))
     if found is None:
-        module, _, name = path.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
+            found = imported(path)
+        except ValueError as error:
             raise ValueError(f"there is no {path}: {', '.join(_KNOWN)}, or the path of a class") from error
         # A path may come out of a checkpoint: what is neither is not called.
         if not (isinstance(found, type) and issubclass(found, Planner | projections.Projection)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.data.episodes.preparation import Preparation
+from jepa_lightning.importing import imported
 from jepa_lightning.planning.building import policy_options
 from jepa_lightning.planning.costs import GoalCost
 from jepa_lightning.planning.planner import Planner
@@ -177,13 +177,12 @@ def load_planner(
         ValueError: a checkpoint of something else, or one that does not say how actions are normalised.
     """
     checkpoint = read_file(Path(path))
-    module, _, name = str(checkpoint.get("class_path", "")).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of a world model, such as VJEPA2AC: it names no class") from error
+    class_path = str(checkpoint.get("class_path", ""))
+    if not class_path:
+        raise ValueError(f"{path} is no checkpoint of a world model, such as VJEPA2AC: it names no class")
+    found = imported(class_path)
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "world")):
-        raise ValueError(f"{path} is of {name}, which is no world model: it has no `world`")
+        raise ValueError(f"{path} is of {class_path}, which is no world model: it has no `world`")
     kept = _kept(checkpoint, path, embodiment)
     model: Any = found.load_from_checkpoint(path, map_location=device, weights_only=True)  # type: ignore[attr-defined]
     return policy_of(model.eval(), Preparation.from_state(kept), planner, bounds, embodiment=embodiment, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jepa_lightning.errors import unknown_options
+from jepa_lightning.importing import imported
 
 Array = np.ndarray[Any, Any]
 
@@ -134,10 +134,9 @@ class Mixture:
 def _policy(name: str, options: Mapping[str, Any]) -> Any:
     found = POLICIES.get(name)
     if found is None:
-        module, _, kind = name.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), kind)
-        except (ImportError, AttributeError, ValueError) as error:
+            found = imported(name)
+        except ValueError as error:
             raise ValueError(f"there is no policy {name!r}: {', '.join(POLICIES)}, or the path of a class") from error
     known = set(inspect.signature(found).parameters)
     if unknown := sorted(set(options) - known):

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from jepa_lightning.data.datamodule import SplitDataModule
 from jepa_lightning.data.series.archives import download_archive, find_archive, read_archive
 from jepa_lightning.data.series.dataset import SeriesWindows
+from jepa_lightning.data.series.grid import Counts, interpolated
 from jepa_lightning.data.series.labels import as_numbers, class_names, numbered
 from jepa_lightning.data.series.scaling import Kind, Scaling
-from jepa_lightning.data.series.tables import Counts, interpolated, is_table, read_tables, series_of
+from jepa_lightning.data.series.tables import is_table, read_tables, series_of
 from jepa_lightning.errors import check_choice
 
 Gaps = Literal["mask", "interpolate"]

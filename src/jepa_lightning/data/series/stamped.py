@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_lightning.data.series.tables import Counts, on_grid, pandas_or_say, times_of
+from jepa_lightning.data.frames import pandas_or_say
+from jepa_lightning.data.series.grid import Counts, on_grid, times_of
 
 MISSING = ("?", "nan", "")
 PAIR = re.compile(r"\(([^()]*),([^(),]*)\)")  # (2007-01-01 00:00:00,241.97) or (3,241.97)
@@ -83,7 +84,7 @@ def _case(channels: list[str]) -> tuple[NDArray[Any], NDArray[Any]]:
             seen[time] += 1
     if not rows:
         raise ValueError("a series without a number")
-    column = pandas_or_say().Series([time for time, _ in rows])
+    column = pandas_or_say("series").Series([time for time, _ in rows])
     with contextlib.suppress(ValueError):  # of dates
         column = column.astype(float)
     return times_of(column, "it", "timeStamps")[0], np.array(list(rows.values()))

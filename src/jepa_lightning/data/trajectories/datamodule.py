@@ -14,8 +14,9 @@ from jepa_lightning.data.datamodule import ROLES, SplitDataModule
 from jepa_lightning.data.trajectories.cells import Cells
 from jepa_lightning.data.trajectories.cleaning import Counts, trips_of
 from jepa_lightning.data.trajectories.dataset import Tracks
-from jepa_lightning.data.trajectories.formats import Columns, find_files, read_points
+from jepa_lightning.data.trajectories.formats import Columns
 from jepa_lightning.data.trajectories.node2vec import node2vec
+from jepa_lightning.data.trajectories.sources import find_files, read_points
 
 
 class TrajectoriesDataModule(SplitDataModule):

@@ -1,18 +1,17 @@
-"""Files of tracks of every kind, read into points `(time, latitude, longitude)` of whoever made them."""
+"""Formats of tracks, each read into points `(time, latitude, longitude)` of whoever made them."""
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-ENDINGS = (".csv", ".parquet", ".plt", ".txt", ".geojson", ".json", ".json.gz")
+from jepa_lightning.data.frames import pandas_or_say
+
 PORTO_SECONDS = 15.0  # from a point of Porto's file to the next
 KNOWN = {
     "track_id": ("id", "trip_id", "track_id", "traj_id", "trajectory_id", "vehicle_id", "taxi_id", "user_id"),
@@ -46,82 +45,12 @@ class Points(NamedTuple):
     incomplete: int = 0
 
 
-def read_points(source: Any, columns: Columns) -> Points:
-    """All points of a source.
-
-    Args:
-        source: a file, a folder of these (also in folders within), a pattern, the name of a collection in the wheel
-            `traffic`, a data frame, or a list of data frames.
-        columns: of tables.
+def of_table(table: Any, name: str, columns: Columns) -> Points:
+    """A row a point, or Porto's file, a row a trip.
 
     Raises:
-        ImportError: pandas is missing.
-        FileNotFoundError: there is no such file.
-        ValueError: a file that cannot be read as what its ending says.
+        ValueError: columns that there are not, or times that are none.
     """
-    pandas = _pandas()
-    if isinstance(source, pandas.DataFrame):
-        return _of_table(source, "the frame", columns)
-    if not isinstance(source, str | Path):
-        return _together(_of_table(frame, f"frame {number}", columns) for number, frame in enumerate(source))
-    paths = find_files(source)
-    return _together(read_file(path, columns) for path in paths)
-
-
-def find_files(source: str | Path) -> list[Path]:
-    """The files of a source that is no data frame.
-
-    Raises:
-        FileNotFoundError: there are none; the message says what there might be.
-    """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.lower().endswith(ENDINGS) and file.is_file())
-        if found:
-            return found
-        raise FileNotFoundError(f"{path.absolute()} holds no tracks ({', '.join(ENDINGS)})")
-    if path.parent.is_dir() and (found := sorted(path.parent.glob(path.name))):
-        return found
-    collections = _shipped()
-    if str(source) in collections:
-        return [collections[str(source)]]
-    there = f"; the wheel traffic has {', '.join(sorted(collections))}" if collections else ""
-    raise FileNotFoundError(
-        f"there are no tracks {str(source)!r}: neither a file, nor a folder or pattern of these, nor a collection of "
-        f"the wheel traffic (pip install --no-deps traffic){there}"
-    )
-
-
-def read_file(path: Path, columns: Columns) -> Points:
-    """The points of a file.
-
-    Raises:
-        ValueError: a file that cannot be read as what its ending says.
-    """
-    pandas, name = _pandas(), path.name.lower()
-    try:
-        if name.endswith(".plt"):
-            return _geolife(path)
-        if name.endswith(".txt"):
-            return _t_drive(path)
-        if name.endswith((".json", ".geojson", ".json.gz")):
-            opened = gzip.open if name.endswith(".gz") else open
-            with opened(path, "rt", encoding="utf-8") as file:
-                content = json.load(file)
-            if isinstance(content, dict):
-                return _geojson(content, path)
-            return _of_table(pandas.DataFrame(content), str(path), columns)
-        table = pandas.read_parquet(path) if name.endswith(".parquet") else pandas.read_csv(path)
-        return _of_table(table, str(path), columns)
-    except ImportError as error:
-        raise ImportError("Parquet is read by pyarrow: pip install 'jepa-lightning[trajectories]'") from error
-    except Exception as error:  # whatever the parsers come across
-        raise ValueError(f"{path} cannot be read as {''.join(path.suffixes[-2:])}: {error}") from error
-
-
-def _of_table(table: Any, name: str, columns: Columns) -> Points:
     if "POLYLINE" in table.columns:
         return _porto(table)
     lower = {str(column).lower(): column for column in table.columns}
@@ -146,24 +75,6 @@ def _of_table(table: Any, name: str, columns: Columns) -> Points:
     return Points(np.asarray(names, dtype=str), np.stack([times, *places], 1))
 
 
-def _seconds(column: Any, name: str) -> NDArray[Any]:
-    """Times in seconds, NaN where there is none."""
-    pandas = _pandas()
-    if pandas.api.types.is_numeric_dtype(column):
-        times = column.to_numpy(np.float64, na_value=np.nan)
-        return times / 1000 if np.nanmax(times, initial=0.0) > MILLISECONDS else times
-    try:
-        stamps = pandas.to_datetime(column, utc=True)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the times of {name} are neither numbers nor time stamps: {error}") from error
-    return (stamps - pandas.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
-
-
-def _numbers(column: Any) -> NDArray[Any]:
-    """Numbers, NaN for what is none: it is counted with points that have no place."""
-    return _pandas().to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-
-
 def _porto(table: Any) -> Points:
     """The taxis of Porto (ECML/PKDD 2015): of each trip `[[longitude, latitude], …]`, a point every 15 seconds."""
     names, places, incomplete = [], [], 0
@@ -185,9 +96,9 @@ def _porto(table: Any) -> Points:
     return Points(np.concatenate(names), np.concatenate(places), incomplete)
 
 
-def _geolife(path: Path) -> Points:
+def of_geolife(path: Path) -> Points:
     """GeoLife: six lines of header, then latitude, longitude, 0, feet, days since 1899-12-30, date, time."""
-    table = _pandas().read_csv(path, skiprows=6, header=None)
+    table = pandas_or_say("trajectories").read_csv(path, skiprows=6, header=None)
     if table.shape[1] < 5:
         raise ValueError(f"expected at least 5 columns behind six lines, got {table.shape[1]}")
     days = (table[4].to_numpy(np.float64) - 25569.0) * 86400.0
@@ -195,11 +106,11 @@ def _geolife(path: Path) -> Points:
     return Points(np.full(len(table), user), np.column_stack([days, _numbers(table[0]), _numbers(table[1])]))
 
 
-def _t_drive(path: Path) -> Points:
+def of_t_drive(path: Path) -> Points:
     """T-Drive: taxi, time, longitude, latitude, without header; a file may be empty."""
     if not path.stat().st_size:
         return Points(np.empty(0, str), np.empty((0, 3)))
-    table = _pandas().read_csv(path, header=None)
+    table = pandas_or_say("trajectories").read_csv(path, header=None)
     if table.shape[1] != 4:
         raise ValueError(f"expected taxi, time, longitude, latitude, got {table.shape[1]} columns")
     times = _seconds(table[1], str(path))
@@ -208,7 +119,7 @@ def _t_drive(path: Path) -> Points:
     )
 
 
-def _geojson(content: dict[str, Any], path: Path) -> Points:
+def of_geojson(content: dict[str, Any], path: Path) -> Points:
     """Lines, whose properties may hold `coordTimes` or `times`, and points, whose properties hold an id and a time."""
     features = content.get("features", [content])
     names: list[str] = []
@@ -237,32 +148,25 @@ def _geojson(content: dict[str, Any], path: Path) -> Points:
     return Points(np.asarray(names, str), np.asarray(places, np.float64).reshape(-1, 3))
 
 
+def _seconds(column: Any, name: str) -> NDArray[Any]:
+    """Times in seconds, NaN where there is none."""
+    pandas = pandas_or_say("trajectories")
+    if pandas.api.types.is_numeric_dtype(column):
+        times = column.to_numpy(np.float64, na_value=np.nan)
+        return times / 1000 if np.nanmax(times, initial=0.0) > MILLISECONDS else times
+    try:
+        stamps = pandas.to_datetime(column, utc=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the times of {name} are neither numbers nor time stamps: {error}") from error
+    return (stamps - pandas.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
+
+
 def _of_stamps(times: Sequence[Any], name: str) -> list[float]:
     if all(time is None for time in times):
         return [float("nan")] * len(times)
-    return [float(each) for each in _seconds(_pandas().Series(list(times)), name)]
+    return [float(each) for each in _seconds(pandas_or_say("trajectories").Series(list(times)), name)]
 
 
-def _together(parts: Iterable[Points]) -> Points:
-    several = list(parts)
-    if not several:
-        return Points(np.empty(0, str), np.empty((0, 3)))
-    names, places = (np.concatenate([getattr(part, field) for part in several]) for field in ("name", "place"))
-    return Points(names, places, sum(part.incomplete for part in several))
-
-
-def _shipped() -> dict[str, Path]:
-    """The collections of flights in the wheel `traffic` by their names; it is not imported."""
-    found = importlib.util.find_spec("traffic")
-    if found is None or found.origin is None:
-        return {}
-    files = (Path(found.origin).parent / "data" / "samples" / "collections").glob("*.json.gz")
-    return {file.name.removesuffix(".json.gz"): file for file in files}
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("tracks are read by pandas: pip install 'jepa-lightning[trajectories]'") from error
-    return pandas
+def _numbers(column: Any) -> NDArray[Any]:
+    """Numbers, NaN for what is none: it is counted with points that have no place."""
+    return pandas_or_say("trajectories").to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)

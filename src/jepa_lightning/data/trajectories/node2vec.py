@@ -46,7 +46,6 @@ def node2vec(rows: int, columns: int, dim: int, seed: int = 0) -> NDArray[Any]:
         negative=NEGATIVES,
         workers=1,  # several threads would learn something else every time
         seed=seed,
-        hashfxn=hash,
         epochs=2,
     )
     table = np.stack([model.wv[str(cell)] for cell in range(rows * columns)])

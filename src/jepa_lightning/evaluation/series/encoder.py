@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,19 +10,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from typing_extensions import Self
 
 from jepa_lightning.checkpoints import load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.data.series.scaling import Scaling
+from jepa_lightning.evaluation.features import FeatureTransformer
 from jepa_lightning.step import Tokens
 
 Array = NDArray[Any]
 Pooling = Literal["mean", "max", "mean and last"]
 
 
-class SeriesEncoder(TransformerMixin, BaseEstimator):
+class SeriesEncoder(FeatureTransformer):
     """Series to the features of a checkpoint's encoder, scaled as in its training.
 
     Series are arrays `[n, L]` of one channel or `[n, L, C]`, or a list of arrays `[L]` or `[L, C]` of any lengths; NaN
@@ -55,21 +53,15 @@ class SeriesEncoder(TransformerMixin, BaseEstimator):
         self.network = network
         self.batch_size = batch_size
 
-    def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: N803
-        """Read the checkpoint, if that has not been done."""
-        if not hasattr(self, "encoder_"):
-            if self.pooling not in get_args(Pooling):
-                raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
-            encoder = load_encoder(self.path, self.network)
-            if not (hasattr(encoder, "in_channels") and isinstance(getattr(encoder, "patch_size", None), int)):
-                raise ValueError(f"{self.path} holds a {type(encoder).__name__}, not an encoder of series")
-            told = read_file(Path(self.path)).get("SeriesDataModule", {}).get("scaling", {"kind": "none"})
-            self.encoder_, self.scaling_ = encoder, Scaling(**told)
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """As there is nothing to fit."""
-        return True
+    def read(self) -> None:
+        """Read the checkpoint."""
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
+        encoder = load_encoder(self.path, self.network)
+        if not (hasattr(encoder, "in_channels") and isinstance(getattr(encoder, "patch_size", None), int)):
+            raise ValueError(f"{self.path} holds a {type(encoder).__name__}, not an encoder of series")
+        told = read_file(Path(self.path)).get("SeriesDataModule", {}).get("scaling", {"kind": "none"})
+        self.encoder_, self.scaling_ = encoder, Scaling(**told)
 
     def transform(self, X: Any) -> Array:  # noqa: N803
         """The features `[n, D]` of series, float32."""
@@ -103,14 +95,6 @@ class SeriesEncoder(TransformerMixin, BaseEstimator):
             values.append(self.encoder_(F.pad(scaled, (0, 0, 0, fill)), None, there))
             valids.append(there)
         return Tokens(torch.cat(values), torch.cat(valids))
-
-    def untrained(self, seed: int = 0) -> SeriesEncoder:
-        """The same with weights drawn anew: what features are worth without any training."""
-        other = copy.deepcopy(self.fit())
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
-            other.encoder_.init_weights()
-        return other
 
 
 def as_series(X: Any, channels: int | None = None) -> list[Array]:  # noqa: N803

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from typing_extensions import Self
 
 from jepa_lightning.checkpoints import load_encoder
 from jepa_lightning.checkpoints.reading import read_file
 from jepa_lightning.data.trajectories.cells import Cells
 from jepa_lightning.data.trajectories.dataset import together
+from jepa_lightning.evaluation.features import FeatureTransformer
 from jepa_lightning.networks import TrackTransformer
 from jepa_lightning.step import Tokens
 
 Array = NDArray[Any]
 
 
-class TrajectoryEncoder(TransformerMixin, BaseEstimator):
+class TrajectoryEncoder(FeatureTransformer):
     """Tracks to the features of a checkpoint's encoder, on the map and the cells of its training.
 
     A track is an array `[L, 2]` of latitudes and longitudes in degrees, of at least one point. Of a track with more
@@ -50,21 +48,15 @@ class TrajectoryEncoder(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.cells = cells
 
-    def fit(self, X: Any = None, y: Any = None) -> Self:  # noqa: N803
-        """Read the checkpoint, if that has not been done."""
-        if not hasattr(self, "encoder_"):
-            encoder = load_encoder(self.path, self.network)
-            if not isinstance(encoder, TrackTransformer):
-                raise ValueError(f"{self.path} holds a {type(encoder).__name__}, not an encoder of tracks")
-            told = read_file(Path(self.path)).get("TrajectoriesDataModule", {})
-            if self.cells is None and "cells" not in told:
-                raise ValueError(f"{self.path} does not hold the cells that it was trained on: give them, cells=…")
-            self.encoder_, self.cells_ = encoder, self.cells or Cells(**told["cells"])
-        return self
-
-    def __sklearn_is_fitted__(self) -> bool:
-        """As there is nothing to fit."""
-        return True
+    def read(self) -> None:
+        """Read the checkpoint."""
+        encoder = load_encoder(self.path, self.network)
+        if not isinstance(encoder, TrackTransformer):
+            raise ValueError(f"{self.path} holds a {type(encoder).__name__}, not an encoder of tracks")
+        told = read_file(Path(self.path)).get("TrajectoriesDataModule", {})
+        if self.cells is None and "cells" not in told:
+            raise ValueError(f"{self.path} does not hold the cells that it was trained on: give them, cells=…")
+        self.encoder_, self.cells_ = encoder, self.cells or Cells(**told["cells"])
 
     def transform(self, X: Any) -> Array:  # noqa: N803
         """The features `[n, D]` of tracks, float32: the mean over their points."""
@@ -101,14 +93,6 @@ class TrajectoryEncoder(TransformerMixin, BaseEstimator):
         """The tracks on the map, each `[L, 2]` in metres to the east and north of the area's centre."""
         self.fit()
         return [self.cells_.metres(each) for each in as_tracks(X)]
-
-    def untrained(self, seed: int = 0) -> TrajectoryEncoder:
-        """The same with weights drawn anew: what features are worth without any training."""
-        other = copy.deepcopy(self.fit())
-        with torch.random.fork_rng(devices=()):
-            torch.default_generator.manual_seed(seed)
-            other.encoder_.init_weights()
-        return other
 
 
 def as_tracks(X: Sequence[Any]) -> list[Array]:  # noqa: N803
