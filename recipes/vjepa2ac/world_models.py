@@ -36,6 +36,7 @@ from jepa_lightning.planning.episodes import Outcome, Reference, play, wilson
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 STRIDE, GOAL_STEPS, BUDGET = 5, 25, 50
+VECTORS = ("states", "positions")  # what is seen is no frame: all numbers of a scene, or the position alone
 
 
 class Embedding(nn.Module):
@@ -123,7 +124,7 @@ class FrameLeJEPA(JEPA):
 
 def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, batch_size: int) -> EpisodesDataModule:
     """Recorded episodes, half of them walks and half of a noisy expert's, whose frames are drawn when they are read."""
-    pixels = options.encoder != "states"
+    pixels = options.encoder not in VECTORS
     data = EpisodesDataModule(
         environment={"id": name(options)} if pixels else {"id": name(options), "observation": "scene", "endless": True},
         policies={"walk": 0.5, "expert": 0.5},
@@ -165,12 +166,12 @@ def fit(module: JEPA, data: EpisodesDataModule, steps: int) -> pl.Trainer:
 
 def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
     """The class of the frozen encoder, and one that is trained."""
-    if options.encoder == "states":
-        size = {"TwoRoom": 2, "PointMass": 4}[options.environment]
+    if options.encoder in VECTORS:
+        size = 4 if (options.environment, options.encoder) == ("PointMass", "states") else 2
         return {"class_path": "world_models.TrueState", "init_args": {"embed_dim": size}}, TrueState(size)
     if options.encoder == "vjepa2":
         sizes = {"image_size": [64, 64], "num_frames": 8, "patch_size": [16, 16], "embed_dim": 96, "depth": 4}
-        module = VJEPA2(
+        video = VJEPA2(
             image_size=64,
             num_frames=8,
             patch_size=16,
@@ -185,10 +186,10 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
             cooldown=0.3,
             momentum=(0.995, 0.995),
         )
-        fit(module, episodes(options, 8, 1, 4, 32), options.encoder_steps)
+        fit(video, episodes(options, 8, 1, 4, 32), options.encoder_steps)
         path = "jepa_lightning.networks.VideoTransformer"
         sizes |= {"num_heads": 3, "positions": "rope"}
-        return {"class_path": path, "init_args": sizes}, module.target_encoder
+        return {"class_path": path, "init_args": sizes}, video.target_encoder
     module = FrameLeJEPA(options.embed_dim, lr=2e-3, start_lr=2e-4, weight_decay=(0.01, 0.01))
     data = episodes(options, 2, STRIDE, 3, 64)
     if options.encoder == "lejepa":
@@ -256,7 +257,7 @@ def readings(module: VJEPA2AC, data: EpisodesDataModule, options: argparse.Names
     for _ in range(400):
         made.reset(seed=int(rng.integers(2**31)))
         scenes.append(made.scene.copy())
-    seen = np.stack([made.draw(scene) for scene in scenes] if options.encoder != "states" else scenes)
+    seen = np.stack([made.draw(scene) for scene in scenes] if options.encoder not in VECTORS else scenes)
     prepared = data.preparation.observations(seen.astype(seen.dtype if seen.ndim == 4 else np.float32))
     goals = module.world.goal(prepared.transpose(0, 1) if prepared.ndim == 4 else prepared).flatten(1)
     near = torch.cdist(goals, goals, p=1)
@@ -309,7 +310,7 @@ def main() -> None:
     """Train, plan, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", default="TwoRoom", choices=["TwoRoom", "PointMass"])
-    parser.add_argument("--encoder", default="lejepa", choices=["lejepa", "vjepa2", "untrained", "states"])
+    parser.add_argument("--encoder", default="lejepa", choices=["lejepa", "vjepa2", "untrained", *VECTORS])
     parser.add_argument("--policy", default="planner", choices=["planner", "expert", "straight", "random"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--embed_dim", type=int, default=32, help="numbers of LeJEPA's embedding")
@@ -339,7 +340,7 @@ def main() -> None:
         return
     others = other_room(options)
     task = {"id": name(options), "goal_steps": GOAL_STEPS}
-    if options.policy == "planner" and options.encoder == "states":
+    if options.policy == "planner" and options.encoder in VECTORS:
         task["observation"] = "scene"
     for seed in options.seeds:
         row: dict[str, Any] = {"environment": options.environment, "policy": options.policy, "seed": seed}
