@@ -9,7 +9,7 @@ those in the other room; the roll-out error after 1 to 5 steps of the model, ove
 changes; and the rank correlation of the distance in the embedding with the true one. Needs the extra `control`.
 
 `--policy expert`, `straight` or `random` plays the same episodes without a model, and `--correlate` tells from
-results.csv whether roll-out error orders the models as success does.
+results.csv whether roll-out error orders the models as success does, of those that were played by the same planner.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, b
         observation="scene",
         draw=pixels,
         image_size=64 if pixels else None,
-        num_episodes=400,
+        num_episodes=options.episodes,
         max_steps=100,
         steps=steps,
         stride=stride,
@@ -306,13 +306,29 @@ def show(row: dict[str, Any], outcome: Outcome, others: np.ndarray[Any, Any]) ->
     return row
 
 
-def main() -> None:
+def correlate(options: argparse.Namespace, table: Path) -> None:
+    """Print whether errors order the models, all played by the planner of the options, as success does."""
+    same = ("planner", "horizon", "samples", "iterations", "execute", "last", "tasks")
+    with table.open() as file:
+        read = [row for row in csv.DictReader(file) if all(row[key] == str(getattr(options, key)) for key in same)]
+    for environment in sorted({row["environment"] for row in read}):
+        rows = [row for row in read if row["environment"] == environment]
+        if len(rows) < 3:
+            print(f"{environment}: too few models, {len(rows)}")
+            continue
+        for error in ("rollout_error", "relative_error", "distance_correlation"):
+            errors, successes = ([float(row[key]) for row in rows] for key in (error, "success"))
+            print(f"{environment}, {len(rows)} models, {error} and success: {spearmanr(errors, successes)[0]:.2f}")
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Train, plan, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environment", default="TwoRoom", choices=["TwoRoom", "PointMass"])
     parser.add_argument("--encoder", default="lejepa", choices=["lejepa", "vjepa2", "untrained", *VECTORS])
     parser.add_argument("--policy", default="planner", choices=["planner", "expert", "straight", "random"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--episodes", type=int, default=400, help="that are recorded to train on, of 100 steps")
     parser.add_argument("--embed_dim", type=int, default=32, help="numbers of LeJEPA's embedding")
     parser.add_argument("--encoder_steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1000, help="of the predictor's training")
@@ -326,17 +342,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=50)
     parser.add_argument("--folder", type=Path, default=Path("runs/world_models"))
     parser.add_argument("--correlate", action="store_true", help="only read results.csv")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     table = options.folder / "results.csv"
     if options.correlate:
-        with table.open() as file:
-            read = [row for row in csv.DictReader(file) if row["relative_error"]]
-        for environment in sorted({row["environment"] for row in read}):
-            rows = [row for row in read if row["environment"] == environment]
-            for error in ("rollout_error", "relative_error", "distance_correlation"):
-                errors, successes = ([float(row[key]) for row in rows] for key in (error, "success"))
-                print(f"{environment}, {len(rows)} rows, {error} and success: {spearmanr(errors, successes)[0]:.2f}")
+        correlate(options, table)
         return
     others = other_room(options)
     task = {"id": name(options), "goal_steps": GOAL_STEPS}
