@@ -284,6 +284,16 @@ def test_windows(stride: int, every: int, tmp_path: Path) -> None:
         assert window.valid.all()
 
 
+def test_windows_of_one_time(tmp_path: Path) -> None:
+    """Single frames, to train an encoder on: every step of every episode, and nothing is done."""
+    windows = opened(tmp_path, steps=1).sets["train"]
+    assert len(windows) == sum(LENGTHS)
+    last = windows[LENGTHS[0] - 1]
+    assert last.observation.shape[1] == 1
+    assert last.state[0, 0] == LENGTHS[0] - 1
+    assert last.action.tolist() == [[0, 0]]
+
+
 def test_padding(tmp_path: Path) -> None:
     """Windows go beyond the end, where the last time is repeated, nothing is done, and nothing counts."""
     windows = opened(tmp_path, steps=4, stride=2, pad=True).sets["train"]

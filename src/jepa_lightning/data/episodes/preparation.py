@@ -100,7 +100,7 @@ class Preparation:
         """Actions of the world `[T · stride, A]` as those of the model, `[T, stride · A]`."""
         values = torch.from_numpy(np.ascontiguousarray(raw)).float()
         values = self.scales["action"].to(values) if "action" in self.scales else values
-        return values.unflatten(0, (-1, self.stride)).flatten(1)
+        return values.unflatten(0, (len(values) // self.stride, self.stride)).flatten(1)
 
     def world_actions(self, actions: Tensor) -> Tensor:
         """Actions of the model `[..., H, stride · A]` as those of the world, `[..., H · stride, A]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Keys(NamedTuple):
 def joined(episode: Episode, names: Sequence[str], start: int, stop: int, step: int = 1) -> Array:
     """Rows `[start:stop:step]` of several columns, their numbers put together, `[N, F]`."""
     parts = [episode[name].read(start, stop, step) for name in names]
-    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    return np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], axis=1)
 
 
 class Episodes(Sequence[Episode]):

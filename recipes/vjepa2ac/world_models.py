@@ -1,0 +1,376 @@
+"""World models that plan: an encoder of frames, V-JEPA 2-AC on it, and episodes in TwoRoom and PointMass.
+
+    OMP_NUM_THREADS=1 python recipes/vjepa2ac/world_models.py --environment TwoRoom --encoder lejepa --seeds 0 1 2
+
+Each seed trains an encoder, freezes it, trains a predictor on it and plays 50 episodes by its plans, to goals that are
+25 steps away, within 50 steps. Checkpoints are kept in --folder and used again, so that another planner costs no
+training. A row is printed for each seed and added to results.csv: the share of the goals that are reached, also of
+those in the other room; the roll-out error after 1 to 5 steps of the model, over the error of predicting that nothing
+changes; and the rank correlation of the distance in the embedding with the true one. Needs the extra `control`.
+
+`--policy expert`, `straight` or `random` plays the same episodes without a model, and `--correlate` tells from
+results.csv whether roll-out error orders the models as success does, of those that were played by the same planner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from jepa_lightning import JEPA, VJEPA2, VJEPA2AC, EpisodesDataModule
+from jepa_lightning.checkpoints import SafeCheckpointIO
+from jepa_lightning.data.episodes.record import make_environment
+from jepa_lightning.losses import SIGReg
+from jepa_lightning.networks import VisionTransformer
+from jepa_lightning.planning import load_planner
+from jepa_lightning.planning.episodes import Outcome, Reference, play, wilson
+from jepa_lightning.step import Latents, Prediction, Tokens
+
+STRIDE, GOAL_STEPS, BUDGET = 5, 25, 50
+VECTORS = ("states", "positions")  # what is seen is no frame: all numbers of a scene, or the position alone
+
+
+class Embedding(nn.Module):
+    """One vector for a frame: the mean token of a small ViT, and a projector with batch norms.
+
+    Args:
+        embed_dim: numbers of the vector.
+        width: of the ViT.
+        depth: of the ViT.
+    """
+
+    def __init__(self, embed_dim: int = 32, width: int = 96, depth: int = 2) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.vit = VisionTransformer((64, 64), (16, 16), embed_dim=width, depth=depth, num_heads=3)
+        layers = [nn.BatchNorm1d(width), nn.Linear(width, 256), nn.BatchNorm1d(256), nn.GELU()]
+        self.projector = nn.Sequential(*layers, nn.Linear(256, embed_dim))
+
+    def grid_of(self, frames: Tensor) -> tuple[int, int]:
+        """One token."""
+        return 1, 1
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames `[B, C, H, W]` to `[B, 1, D]`."""
+        return self.projector(self.vit(frames).mean(1)).unsqueeze(1)
+
+
+class TrueState(nn.Module):
+    """Vectors as they are: the first numbers of the environment's scene, standardised.
+
+    Args:
+        embed_dim: how many of them.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def grid_of(self, vectors: Tensor) -> tuple[int, int]:
+        """One token."""
+        return 1, 1
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Vectors `[B, F]` to `[B, 1, D]`."""
+        return vectors[:, None, : self.embed_dim]
+
+
+class FrameLeJEPA(JEPA):
+    """LeJEPA whose views are frames of one episode, a few steps apart: what stays is where things are.
+
+    Context and target: the frames of a window and their mean. Condition: none. Against collapse: SIGReg.
+
+    Args:
+        embed_dim: numbers of an embedding.
+        sigreg_weight: share of SIGReg in the loss.
+        **training: learning rate and weight decay.
+    """
+
+    reads = ("observation",)
+    distance = "l2"
+
+    def __init__(self, embed_dim: int = 32, sigreg_weight: float = 0.005, **training: Any) -> None:
+        super().__init__(**training)
+        self.context_encoder = Embedding(embed_dim)
+        self.target_encoder = self.context_encoder
+        self.sigreg = SIGReg(num_slices=64)
+
+    def latents(self, batch: Any, drawn: Any = None) -> Latents:
+        """Embed each frame; its target is the mean of the window's."""
+        tokens = self.features(batch)
+        centre = tokens.values.mean(1, keepdim=True).expand_as(tokens.values)
+        return Latents({"": Prediction(tokens.values, centre)}, {"context": tokens, "target": tokens}, tokens)
+
+    def features(self, batch: Any) -> Tokens:
+        """The embeddings `[B, T, D]` of all frames."""
+        frames = self.observations(batch)[0].transpose(1, 2)
+        return Tokens(self.context_encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).squeeze(2))
+
+    def loss(self, latents: Latents) -> dict[str, Tensor]:
+        """How far the frames of a window are apart, and how far all are from a Gaussian."""
+        energy, sigreg = self.energy(latents).mean(), self.sigreg(latents.prediction.transpose(0, 1))
+        weight = self.hparams.sigreg_weight
+        return {"loss": (1 - weight) * energy + weight * sigreg, "energy": energy, "sigreg": sigreg}
+
+
+def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, batch_size: int) -> EpisodesDataModule:
+    """Recorded episodes, half of them walks and half of a noisy expert's, whose frames are drawn when they are read."""
+    pixels = options.encoder not in VECTORS
+    data = EpisodesDataModule(
+        environment={"id": name(options)} if pixels else {"id": name(options), "observation": "scene", "endless": True},
+        policies={"walk": 0.5, "expert": 0.5},
+        observation="scene",
+        draw=pixels,
+        image_size=64 if pixels else None,
+        num_episodes=options.episodes,
+        max_steps=100,
+        steps=steps,
+        stride=stride,
+        every=every,
+        batch_size=batch_size,
+    )
+    data.setup("fit")
+    return data
+
+
+def name(options: argparse.Namespace) -> str:
+    """Of the environment, as Gymnasium knows it."""
+    return f"jepa_lightning/{options.environment}-v0"
+
+
+def fit(module: JEPA, data: EpisodesDataModule, steps: int) -> pl.Trainer:
+    """Train."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[SafeCheckpointIO()],
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
+    """The class of the frozen encoder, and one that is trained."""
+    if options.encoder in VECTORS:
+        size = 4 if (options.environment, options.encoder) == ("PointMass", "states") else 2
+        return {"class_path": "world_models.TrueState", "init_args": {"embed_dim": size}}, TrueState(size)
+    if options.encoder == "vjepa2":
+        sizes = {"image_size": [64, 64], "num_frames": 8, "patch_size": [16, 16], "embed_dim": 96, "depth": 4}
+        video = VJEPA2(
+            image_size=64,
+            num_frames=8,
+            patch_size=16,
+            embed_dim=96,
+            depth=4,
+            num_heads=3,
+            predictor_embed_dim=48,
+            predictor_depth=3,
+            predictor_num_heads=1,
+            lr=1e-3,
+            start_lr=2e-4,
+            cooldown=0.3,
+            momentum=(0.995, 0.995),
+        )
+        fit(video, episodes(options, 8, 1, 4, 32), options.encoder_steps)
+        path = "jepa_lightning.networks.VideoTransformer"
+        sizes |= {"num_heads": 3, "positions": "rope"}
+        return {"class_path": path, "init_args": sizes}, video.target_encoder
+    module = FrameLeJEPA(options.embed_dim, lr=2e-3, start_lr=2e-4, weight_decay=(0.01, 0.01))
+    data = episodes(options, 2, STRIDE, 3, 64)
+    if options.encoder == "lejepa":
+        fit(module, data, options.encoder_steps)
+    else:  # untrained, but for the statistics of its batch norms, without which nothing would vary
+        for _, batch in zip(range(50), data.train_dataloader(), strict=False):
+            with torch.no_grad():
+                module.features(batch)
+    init = {"embed_dim": options.embed_dim}
+    return {"class_path": "world_models.Embedding", "init_args": init}, module.target_encoder
+
+
+def world_model(options: argparse.Namespace, seed: int) -> tuple[VJEPA2AC, EpisodesDataModule, Path, float]:
+    """A world model of the folder, or a new one, and what it was trained on, and in how many processor seconds."""
+    kind = f"{options.environment}-{options.encoder}"
+    if options.encoder in ("lejepa", "untrained") and options.embed_dim != 32:
+        kind += f"-{options.embed_dim}"
+    path = options.folder / f"{kind}-rollout{options.rollout_steps}-{seed}.ckpt"
+    start = time.process_time()
+    if not path.exists():
+        pl.seed_everything(seed, verbose=False)
+        shared = options.folder / f"{kind}-encoder-{seed}.pt"
+        if shared.exists():
+            chosen, state = torch.load(shared, weights_only=True)
+        else:
+            chosen, trained = encoder(options)
+            state = trained.state_dict()
+            torch.save((chosen, state), shared)
+        pl.seed_everything(seed, verbose=False)
+        vector = options.encoder != "vjepa2"
+        module = VJEPA2AC(
+            encoder=chosen,
+            action_dim=2 * STRIDE,
+            state_dim=0,
+            predictor_embed_dim=96,
+            predictor_depth=3,
+            predictor_num_heads=3,
+            rollout_steps=options.rollout_steps,
+            window=2,
+            normalize=not vector,
+            planner={"class_path": "CEM", "init_args": {"horizon": 5, "samples": 128, "elites": 12, "iterations": 6}},
+            lr=1e-3,
+            start_lr=2e-4,
+            warmup=0.05,
+            cooldown=0.4,
+        )
+        module.target_encoder.load_state_dict(state)
+        fit(module, episodes(options, 6, STRIDE, 4, 64 if vector else 16), options.steps).save_checkpoint(path)
+    seconds = time.process_time() - start
+    module = VJEPA2AC.load_from_checkpoint(path, weights_only=True).eval()
+    return module, episodes(options, 6, STRIDE, 4, 64), path, seconds
+
+
+@torch.no_grad()
+def readings(module: VJEPA2AC, data: EpisodesDataModule, options: argparse.Namespace) -> dict[str, Any]:
+    """Of held-out episodes: the roll-out error over that of no change, and whether near embeddings are near places."""
+    rolled, still = [], []
+    for batch in data.val_dataloader():
+        frames = module.world.encode(module.observations(batch)[0])[0]
+        rolled.append(module.rollout_errors(batch))
+        still.append((frames[:, 1:] - frames[:, :1]).abs().mean((2, 3)))
+    made = make_environment(name(options)).unwrapped
+    rng = np.random.default_rng(0)
+    scenes = []
+    for _ in range(400):
+        made.reset(seed=int(rng.integers(2**31)))
+        scenes.append(made.scene.copy())
+    seen = np.stack([made.draw(scene) for scene in scenes] if options.encoder not in VECTORS else scenes)
+    prepared = data.preparation.observations(seen.astype(seen.dtype if seen.ndim == 4 else np.float32))
+    goals = module.world.goal(prepared.transpose(0, 1) if prepared.ndim == 4 else prepared).flatten(1)
+    near = torch.cdist(goals, goals, p=1)
+    places = torch.tensor(np.stack(scenes)[:, :2])
+    far = torch.cdist(places, places)
+    pairs = torch.triu_indices(len(places), len(places), 1)
+    error, change = torch.cat(rolled).mean(0), torch.cat(still).mean(0)
+    return {
+        "rollout_error": float(error.mean()),
+        "relative_error": float(error.mean() / change.mean()),
+        "relative_errors": " ".join(f"{value:.2f}" for value in error / change),
+        "distance_correlation": float(spearmanr(near[pairs[0], pairs[1]], far[pairs[0], pairs[1]])[0]),
+    }
+
+
+def other_room(options: argparse.Namespace) -> np.ndarray[Any, Any]:
+    """Of each task, whether its goal lies in another room than its start."""
+    environment = make_environment(name(options), observation="scene", goal_steps=GOAL_STEPS)
+    others = []
+    for task in range(options.tasks):
+        environment.reset(seed=1000 + task)
+        world = environment.unwrapped
+        layout = getattr(world, "layout", None)
+        others.append(layout is not None and layout.room(world.scene[:2]) != layout.room(world.goal_scene[:2]))
+    return np.array(others)
+
+
+def planner(options: argparse.Namespace) -> dict[str, Any]:
+    """The planner's configuration: samples times iterations are as many imagined plans for each kind."""
+    chosen: dict[str, Any] = {"horizon": options.horizon, "samples": options.samples, "iterations": options.iterations}
+    if options.planner == "CEM":
+        chosen["elites"] = max(2, options.samples // 10)
+    elif options.planner == "MPPI":
+        chosen |= {"elites": max(2, options.samples // 10), "fitted_std": (0.05, 2.0), "temperature": 0.05}
+    else:
+        chosen |= {"patience": None, "lr": 0.2}
+    return {"class_path": options.planner, "init_args": chosen, "execute": options.execute, "last": options.last}
+
+
+def show(row: dict[str, Any], outcome: Outcome, others: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Print a row, and what came of its episodes."""
+    low, high = wilson(int(outcome.success.sum()), len(outcome.success))
+    row |= {"success": float(outcome.success.mean()), "low": low, "high": high, "ms": 1000 * outcome.seconds}
+    row |= {"other_room": float(outcome.success[others].mean()) if others.any() else "", "tasks": len(others)}
+    print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+    return row
+
+
+def correlate(options: argparse.Namespace, table: Path) -> None:
+    """Print whether errors order the models, all played by the planner of the options, as success does."""
+    same = ("planner", "horizon", "samples", "iterations", "execute", "last", "tasks")
+    with table.open() as file:
+        read = [row for row in csv.DictReader(file) if all(row[key] == str(getattr(options, key)) for key in same)]
+    for environment in sorted({row["environment"] for row in read}):
+        rows = [row for row in read if row["environment"] == environment]
+        if len(rows) < 3:
+            print(f"{environment}: too few models, {len(rows)}")
+            continue
+        for error in ("rollout_error", "relative_error", "distance_correlation"):
+            errors, successes = ([float(row[key]) for row in rows] for key in (error, "success"))
+            print(f"{environment}, {len(rows)} models, {error} and success: {spearmanr(errors, successes)[0]:.2f}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, plan, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environment", default="TwoRoom", choices=["TwoRoom", "PointMass"])
+    parser.add_argument("--encoder", default="lejepa", choices=["lejepa", "vjepa2", "untrained", *VECTORS])
+    parser.add_argument("--policy", default="planner", choices=["planner", "expert", "straight", "random"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--episodes", type=int, default=400, help="that are recorded to train on, of 100 steps")
+    parser.add_argument("--embed_dim", type=int, default=32, help="numbers of LeJEPA's embedding")
+    parser.add_argument("--encoder_steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1000, help="of the predictor's training")
+    parser.add_argument("--rollout_steps", type=int, default=2, help="of the roll-out in the loss; 1 for none")
+    parser.add_argument("--planner", default="CEM", choices=["CEM", "MPPI", "GradientPlanner"])
+    parser.add_argument("--horizon", type=int, default=5, help="actions of the model, five steps each")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--iterations", type=int, default=6)
+    parser.add_argument("--execute", type=int, default=3, help="actions of the model until it plans again")
+    parser.add_argument("--last", type=int, default=1, help="steps at the end whose distances to the goal are added up")
+    parser.add_argument("--tasks", type=int, default=50)
+    parser.add_argument("--folder", type=Path, default=Path("runs/world_models"))
+    parser.add_argument("--correlate", action="store_true", help="only read results.csv")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    table = options.folder / "results.csv"
+    if options.correlate:
+        correlate(options, table)
+        return
+    others = other_room(options)
+    task = {"id": name(options), "goal_steps": GOAL_STEPS}
+    if options.policy == "planner" and options.encoder in VECTORS:
+        task["observation"] = "scene"
+    for seed in options.seeds:
+        row: dict[str, Any] = {"environment": options.environment, "policy": options.policy, "seed": seed}
+        if options.policy == "planner":
+            module, data, path, seconds = world_model(options, seed)
+            row |= {"encoder": options.encoder, "rollout_steps": options.rollout_steps, "planner": options.planner}
+            row |= {key: getattr(options, key) for key in ("horizon", "samples", "iterations", "execute", "last")}
+            row |= {"processor_seconds": round(seconds)} | readings(module, data, options)
+            acting: Any = load_planner(path, planner(options), seed=seed)
+        else:
+            acting = Reference(options.policy, seed)
+        show(row, play(acting, task, options.tasks, options.tasks, BUDGET, seed=1000), others)
+        if options.policy == "planner":
+            new = not table.exists()
+            with table.open("a", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(row))
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
