@@ -20,10 +20,22 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 # Up to ten seconds: an encoder and a predictor are trained, and episodes are played.
-@pytest.mark.parametrize("encoder", ["lejepa", "vjepa2", "untrained", "states", "positions"])
-def test_rows(encoder: str, script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "environment"),
+    [
+        ("lejepa", "TwoRoom"),
+        ("vjepa2", "TwoRoom"),
+        ("untrained", "PointMass"),
+        ("states", "TwoRoom"),
+        ("positions", "PointMass"),
+        ("untrained", "PushT"),
+        ("states", "PushT"),
+    ],
+)
+def test_rows(encoder: str, environment: str, script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A row for each seed and planner; another planner trains nothing anew."""
-    environment = "PointMass" if encoder in ("untrained", "positions") else "TwoRoom"
+    if environment == "PushT":
+        pytest.importorskip("gym_pusht")
     given = [*SMALL, "--environment", environment, "--encoder", encoder, "--folder", str(tmp_path)]
     script.main(given)
     (path,) = tmp_path.glob("*.ckpt")

@@ -1,12 +1,13 @@
-"""World models that plan: an encoder of frames, V-JEPA 2-AC on it, and episodes in TwoRoom and PointMass.
+"""World models that plan: an encoder of frames, V-JEPA 2-AC on it, and episodes played by its plans.
 
     OMP_NUM_THREADS=1 python recipes/vjepa2ac/world_models.py --environment TwoRoom --encoder lejepa --seeds 0 1 2
 
-Each seed trains an encoder, freezes it, trains a predictor on it and plays 50 episodes by its plans, to goals that are
-25 steps away, within 50 steps. Checkpoints are kept in --folder and used again, so that another planner costs no
-training. A row is printed for each seed and added to results.csv: the share of the goals that are reached, also of
-those in the other room; the roll-out error after 1 to 5 steps of the model, over the error of predicting that nothing
-changes; and the rank correlation of the distance in the embedding with the true one. Needs the extra `control`.
+Each seed trains an encoder, freezes it, trains a predictor on it and plays 50 episodes, to goals that are 25 steps
+away, within 50 steps. Checkpoints are kept in --folder and used again, so that another planner costs no training. A row
+is printed for each seed and added to results.csv: the share of the goals that are reached, also of those in the other
+room; the roll-out error after 1 to 5 steps of the model, over the error of predicting that nothing changes; and the
+rank correlation of distances between embeddings with those between the places that they are of. Needs the extra
+`control`, and for PushT gym-pusht.
 
 `--policy expert`, `straight` or `random` plays the same episodes without a model, and `--correlate` tells from
 results.csv whether roll-out error orders the models as success does, of those that were played by the same planner.
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ class Embedding(nn.Module):
         depth: of the ViT.
     """
 
-    def __init__(self, embed_dim: int = 32, width: int = 96, depth: int = 2) -> None:
+    def __init__(self, embed_dim: int = 8, width: int = 96, depth: int = 2) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.vit = VisionTransformer((64, 64), (16, 16), embed_dim=width, depth=depth, num_heads=3)
@@ -98,7 +101,7 @@ class FrameLeJEPA(JEPA):
     reads = ("observation",)
     distance = "l2"
 
-    def __init__(self, embed_dim: int = 32, sigreg_weight: float = 0.005, **training: Any) -> None:
+    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.005, **training: Any) -> None:
         super().__init__(**training)
         self.context_encoder = Embedding(embed_dim)
         self.target_encoder = self.context_encoder
@@ -122,15 +125,43 @@ class FrameLeJEPA(JEPA):
         return {"loss": (1 - weight) * energy + weight * sigreg, "energy": energy, "sigreg": sigreg}
 
 
+def world(options: argparse.Namespace) -> dict[str, Any]:
+    """The environment, as vectors or as frames of 64 pixels."""
+    vectors = options.encoder in VECTORS
+    if options.environment == "PushT":
+        shown = {"obs_type": "state"} if vectors else {"obs_type": "pixels_agent_pos"}
+        return {"id": "gym_pusht:gym_pusht/PushT-v0", **shown, "observation_width": 64, "observation_height": 64}
+    named = {"id": f"jepa_lightning/{options.environment}-v0"}
+    return named | {"observation": "scene"} if vectors else named
+
+
+def task(options: argparse.Namespace) -> dict[str, Any]:
+    """The environment, with goals 25 steps away: of the expert's, a steady force's, or in PushT anybody's."""
+    if options.environment == "PushT":
+        near = {"pos_agent": 10}
+        return {"id": "jepa_lightning/Reaching-v0", "environment": world(options), "goal_steps": 25, "within": near}
+    return {**world(options), "goal_steps": GOAL_STEPS}
+
+
+def columns(options: argparse.Namespace) -> tuple[str, str]:
+    """Where the recorded episodes have what is seen, and the place."""
+    if options.environment != "PushT":
+        return "scene", "scene"
+    return ("observation",) * 2 if options.encoder in VECTORS else ("observation/pixels", "observation/agent_pos")
+
+
 def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, batch_size: int) -> EpisodesDataModule:
-    """Recorded episodes, half of them walks and half of a noisy expert's, whose frames are drawn when they are read."""
-    pixels = options.encoder not in VECTORS
+    """Recorded episodes: half of them walks and half of a noisy expert's, in PushT random ones."""
+    own, frames = options.environment != "PushT", options.encoder not in VECTORS
+    seen, place = columns(options)
     data = EpisodesDataModule(
-        environment={"id": name(options)} if pixels else {"id": name(options), "observation": "scene", "endless": True},
-        policies={"walk": 0.5, "expert": 0.5},
-        observation="scene",
-        draw=pixels,
-        image_size=64 if pixels else None,
+        environment={**world(options), "endless": True} if own and not frames else world(options),
+        policies={"walk": 0.5, "expert": 0.5} if own else {"random": 1.0},
+        observation=seen,
+        state=place,
+        standardize=("observation", "action"),
+        draw=own and frames,
+        image_size=64 if frames else None,
         num_episodes=options.episodes,
         max_steps=100,
         steps=steps,
@@ -140,11 +171,6 @@ def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, b
     )
     data.setup("fit")
     return data
-
-
-def name(options: argparse.Namespace) -> str:
-    """Of the environment, as Gymnasium knows it."""
-    return f"jepa_lightning/{options.environment}-v0"
 
 
 def fit(module: JEPA, data: EpisodesDataModule, steps: int) -> pl.Trainer:
@@ -205,7 +231,7 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
 def world_model(options: argparse.Namespace, seed: int) -> tuple[VJEPA2AC, EpisodesDataModule, Path, float]:
     """A world model of the folder, or a new one, and what it was trained on, and in how many processor seconds."""
     kind = f"{options.environment}-{options.encoder}"
-    if options.encoder in ("lejepa", "untrained") and options.embed_dim != 32:
+    if options.encoder in ("lejepa", "untrained") and options.embed_dim != 8:
         kind += f"-{options.embed_dim}"
     path = options.folder / f"{kind}-rollout{options.rollout_steps}-{seed}.ckpt"
     start = time.process_time()
@@ -244,44 +270,33 @@ def world_model(options: argparse.Namespace, seed: int) -> tuple[VJEPA2AC, Episo
 
 
 @torch.no_grad()
-def readings(module: VJEPA2AC, data: EpisodesDataModule, options: argparse.Namespace) -> dict[str, Any]:
+def readings(module: VJEPA2AC, data: EpisodesDataModule) -> dict[str, Any]:
     """Of held-out episodes: the roll-out error over that of no change, and whether near embeddings are near places."""
-    rolled, still = [], []
+    rolled, still, embedded, places = [], [], [], []
     for batch in data.val_dataloader():
         frames = module.world.encode(module.observations(batch)[0])[0]
         rolled.append(module.rollout_errors(batch))
         still.append((frames[:, 1:] - frames[:, :1]).abs().mean((2, 3)))
-    made = make_environment(name(options)).unwrapped
-    rng = np.random.default_rng(0)
-    scenes = []
-    for _ in range(400):
-        made.reset(seed=int(rng.integers(2**31)))
-        scenes.append(made.scene.copy())
-    seen = np.stack([made.draw(scene) for scene in scenes] if options.encoder not in VECTORS else scenes)
-    prepared = data.preparation.observations(seen.astype(seen.dtype if seen.ndim == 4 else np.float32))
-    goals = module.world.goal(prepared.transpose(0, 1) if prepared.ndim == 4 else prepared).flatten(1)
-    near = torch.cdist(goals, goals, p=1)
-    places = torch.tensor(np.stack(scenes)[:, :2])
-    far = torch.cdist(places, places)
-    pairs = torch.triu_indices(len(places), len(places), 1)
+        embedded.append(frames[:, 0].flatten(1))
+        places.append(batch.state[:, 0, :2])
     error, change = torch.cat(rolled).mean(0), torch.cat(still).mean(0)
+    near, far = torch.pdist(torch.cat(embedded), p=1), torch.pdist(torch.cat(places))
     return {
         "rollout_error": float(error.mean()),
         "relative_error": float(error.mean() / change.mean()),
         "relative_errors": " ".join(f"{value:.2f}" for value in error / change),
-        "distance_correlation": float(spearmanr(near[pairs[0], pairs[1]], far[pairs[0], pairs[1]])[0]),
+        "distance_correlation": float(spearmanr(near, far)[0]),
     }
 
 
 def other_room(options: argparse.Namespace) -> np.ndarray[Any, Any]:
-    """Of each task, whether its goal lies in another room than its start."""
-    environment = make_environment(name(options), observation="scene", goal_steps=GOAL_STEPS)
-    others = []
-    for task in range(options.tasks):
-        environment.reset(seed=1000 + task)
-        world = environment.unwrapped
-        layout = getattr(world, "layout", None)
-        others.append(layout is not None and layout.room(world.scene[:2]) != layout.room(world.goal_scene[:2]))
+    """Of each task, whether its goal lies in another room than its start; `play` has the same seeds."""
+    if options.environment != "TwoRoom":
+        return np.zeros(options.tasks, bool)
+    rooms, others = make_environment("jepa_lightning/TwoRoom-v0", goal_steps=GOAL_STEPS).unwrapped, []
+    for number in range(options.tasks):
+        rooms.reset(seed=1000 + number)
+        others.append(rooms.layout.room(rooms.scene[:2]) != rooms.layout.room(rooms.goal_scene[:2]))
     return np.array(others)
 
 
@@ -324,12 +339,12 @@ def correlate(options: argparse.Namespace, table: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Train, plan, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--environment", default="TwoRoom", choices=["TwoRoom", "PointMass"])
+    parser.add_argument("--environment", default="TwoRoom", choices=["TwoRoom", "PointMass", "PushT"])
     parser.add_argument("--encoder", default="lejepa", choices=["lejepa", "vjepa2", "untrained", *VECTORS])
     parser.add_argument("--policy", default="planner", choices=["planner", "expert", "straight", "random"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--episodes", type=int, default=400, help="that are recorded to train on, of 100 steps")
-    parser.add_argument("--embed_dim", type=int, default=32, help="numbers of LeJEPA's embedding")
+    parser.add_argument("--embed_dim", type=int, default=8, help="numbers of LeJEPA's embedding")
     parser.add_argument("--encoder_steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1000, help="of the predictor's training")
     parser.add_argument("--rollout_steps", type=int, default=2, help="of the roll-out in the loss; 1 for none")
@@ -340,29 +355,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--execute", type=int, default=3, help="actions of the model until it plans again")
     parser.add_argument("--last", type=int, default=1, help="steps at the end whose distances to the goal are added up")
     parser.add_argument("--tasks", type=int, default=50)
-    parser.add_argument("--folder", type=Path, default=Path("runs/world_models"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/world_models"), help="new for other trainings")
     parser.add_argument("--correlate", action="store_true", help="only read results.csv")
     options = parser.parse_args(arguments)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
     options.folder.mkdir(parents=True, exist_ok=True)
     table = options.folder / "results.csv"
     if options.correlate:
         correlate(options, table)
         return
     others = other_room(options)
-    task = {"id": name(options), "goal_steps": GOAL_STEPS}
-    if options.policy == "planner" and options.encoder in VECTORS:
-        task["observation"] = "scene"
+    seen = "pixels" if options.environment == "PushT" and options.encoder not in VECTORS else "observation"
     for seed in options.seeds:
         row: dict[str, Any] = {"environment": options.environment, "policy": options.policy, "seed": seed}
         if options.policy == "planner":
             module, data, path, seconds = world_model(options, seed)
             row |= {"encoder": options.encoder, "rollout_steps": options.rollout_steps, "planner": options.planner}
             row |= {key: getattr(options, key) for key in ("horizon", "samples", "iterations", "execute", "last")}
-            row |= {"processor_seconds": round(seconds)} | readings(module, data, options)
+            row |= {"processor_seconds": round(seconds)} | readings(module, data)
             acting: Any = load_planner(path, planner(options), seed=seed)
         else:
             acting = Reference(options.policy, seed)
-        show(row, play(acting, task, options.tasks, options.tasks, BUDGET, seed=1000), others)
+        played = play(acting, task(options), options.tasks, options.tasks, BUDGET, observation=seen, seed=1000)
+        show(row, played, others)
         if options.policy == "planner":
             new = not table.exists()
             with table.open("a", newline="") as file:
