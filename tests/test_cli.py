@@ -31,6 +31,7 @@ import jepa_lightning
 from jepa_lightning import IJEPA, RECIPES, VJEPA
 from jepa_lightning.cli import main
 from jepa_lightning.cli.mistakes import explain
+from jepa_lightning.importing import imported
 
 RUN = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
 RUN += ["--trainer.enable_model_summary=false", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1"]
@@ -428,7 +429,9 @@ def data(files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def built(recipe: dict[str, Any]) -> Any:
     """The module of a recipe, without memory for its weights."""
     with torch.device("meta"):
-        return getattr(jepa_lightning, recipe["model"]["class_path"])(**recipe["model"]["init_args"])
+        kind = recipe["model"]["class_path"]
+        method = imported(kind) if "." in kind else getattr(jepa_lightning, kind)
+        return method(**recipe["model"]["init_args"])
 
 
 def test_networks_are_of_the_size_of_the_data() -> None:
@@ -513,7 +516,7 @@ def test_recipe(name: str, data: Path) -> None:
 
 # Up to ten seconds: episodes are recorded and played.
 @pytest.mark.parametrize("name", WORLDS)
-def test_world_model_recipe(name: str, tmp_path: Path) -> None:
+def test_world_model_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A step of training and one of validation on few episodes, and, of what plans in an environment, a plan."""
     recipe = yaml.safe_load((RECIPES / name).read_text())
     model, data, trainer = (recipe[part].get("init_args", recipe[part]) for part in ("model", "data", "trainer"))
@@ -544,6 +547,9 @@ def test_world_model_recipe(name: str, tmp_path: Path) -> None:
     assert ("plan/TwoRoom/success" in metrics) == bool(plans)
     if plans:
         (saved,) = Path().rglob("last.ckpt")
+        printed, share = capsys.readouterr().out, 100 * float(metrics["plan/TwoRoom/success"])
+        assert f"Its plans reach {share:.0f} % of the goals in TwoRoom." in printed
+        assert "jepa plan --config" in printed
         main(["plan", *arguments, f"--ckpt_path={saved}", "--num_episodes=2"])
 
 

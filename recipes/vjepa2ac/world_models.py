@@ -27,102 +27,17 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from jepa_lightning import JEPA, VJEPA2, VJEPA2AC, EpisodesDataModule
 from jepa_lightning.checkpoints import SafeCheckpointIO
 from jepa_lightning.data.episodes.record import make_environment
-from jepa_lightning.losses import SIGReg
-from jepa_lightning.networks import VisionTransformer
 from jepa_lightning.planning import load_planner
 from jepa_lightning.planning.episodes import Outcome, Reference, play, wilson
-from jepa_lightning.step import Latents, Prediction, Tokens
+from jepa_lightning.recipes.vjepa2ac.encoders import FrameEmbedding, FrameLeJEPA, TrueState
 
 STRIDE, GOAL_STEPS, BUDGET = 5, 25, 50
 VECTORS = ("states", "positions")  # what is seen is no frame: all numbers of a scene, or the position alone
-
-
-class Embedding(nn.Module):
-    """One vector for a frame: the mean token of a small ViT, and a projector with batch norms.
-
-    Args:
-        embed_dim: numbers of the vector.
-        width: of the ViT.
-        depth: of the ViT.
-    """
-
-    def __init__(self, embed_dim: int = 8, width: int = 96, depth: int = 2) -> None:
-        super().__init__()
-        self.embed_dim = embed_dim
-        self.vit = VisionTransformer((64, 64), (16, 16), embed_dim=width, depth=depth, num_heads=3)
-        layers = [nn.BatchNorm1d(width), nn.Linear(width, 256), nn.BatchNorm1d(256), nn.GELU()]
-        self.projector = nn.Sequential(*layers, nn.Linear(256, embed_dim))
-
-    def grid_of(self, frames: Tensor) -> tuple[int, int]:
-        """One token."""
-        return 1, 1
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames `[B, C, H, W]` to `[B, 1, D]`."""
-        return self.projector(self.vit(frames).mean(1)).unsqueeze(1)
-
-
-class TrueState(nn.Module):
-    """Vectors as they are: the first numbers of the environment's scene, standardised.
-
-    Args:
-        embed_dim: how many of them.
-    """
-
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.embed_dim = embed_dim
-
-    def grid_of(self, vectors: Tensor) -> tuple[int, int]:
-        """One token."""
-        return 1, 1
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Vectors `[B, F]` to `[B, 1, D]`."""
-        return vectors[:, None, : self.embed_dim]
-
-
-class FrameLeJEPA(JEPA):
-    """LeJEPA whose views are frames of one episode, a few steps apart: what stays is where things are.
-
-    Context and target: the frames of a window and their mean. Condition: none. Against collapse: SIGReg.
-
-    Args:
-        embed_dim: numbers of an embedding.
-        sigreg_weight: share of SIGReg in the loss.
-        **training: learning rate and weight decay.
-    """
-
-    reads = ("observation",)
-    distance = "l2"
-
-    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.005, **training: Any) -> None:
-        super().__init__(**training)
-        self.context_encoder = Embedding(embed_dim)
-        self.target_encoder = self.context_encoder
-        self.sigreg = SIGReg(num_slices=64)
-
-    def latents(self, batch: Any, drawn: Any = None) -> Latents:
-        """Embed each frame; its target is the mean of the window's."""
-        tokens = self.features(batch)
-        centre = tokens.values.mean(1, keepdim=True).expand_as(tokens.values)
-        return Latents({"": Prediction(tokens.values, centre)}, {"context": tokens, "target": tokens}, tokens)
-
-    def features(self, batch: Any) -> Tokens:
-        """The embeddings `[B, T, D]` of all frames."""
-        frames = self.observations(batch)[0].transpose(1, 2)
-        return Tokens(self.context_encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).squeeze(2))
-
-    def loss(self, latents: Latents) -> dict[str, Tensor]:
-        """How far the frames of a window are apart, and how far all are from a Gaussian."""
-        energy, sigreg = self.energy(latents).mean(), self.sigreg(latents.prediction.transpose(0, 1))
-        weight = self.hparams.sigreg_weight
-        return {"loss": (1 - weight) * energy + weight * sigreg, "energy": energy, "sigreg": sigreg}
 
 
 def world(options: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +109,7 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
     """The class of the frozen encoder, and one that is trained."""
     if options.encoder in VECTORS:
         size = 4 if (options.environment, options.encoder) == ("PointMass", "states") else 2
-        return {"class_path": "world_models.TrueState", "init_args": {"embed_dim": size}}, TrueState(size)
+        return {"class_path": f"{TrueState.__module__}.TrueState", "init_args": {"embed_dim": size}}, TrueState(size)
     if options.encoder == "vjepa2":
         sizes = {"image_size": [64, 64], "num_frames": 8, "patch_size": [16, 16], "embed_dim": 96, "depth": 4}
         video = VJEPA2(
@@ -225,7 +140,7 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
             with torch.no_grad():
                 module.features(batch)
     init = {"embed_dim": options.embed_dim}
-    return {"class_path": "world_models.Embedding", "init_args": init}, module.target_encoder
+    return {"class_path": f"{FrameEmbedding.__module__}.FrameEmbedding", "init_args": init}, module.target_encoder
 
 
 def world_model(options: argparse.Namespace, seed: int) -> tuple[VJEPA2AC, EpisodesDataModule, Path, float]:

@@ -35,8 +35,9 @@ from jepa_lightning.step import Latents, Prediction, Tokens
 __version__ = version("jepa-lightning")
 
 _package = Path(__file__).parent
-# In a wheel the recipes lie inside the package, in a checkout beside `src`.
+# In a wheel the recipes lie inside the package, in a checkout beside `src`; `jepa_lightning.recipes` are both.
 RECIPES = _package / "recipes" if (_package / "recipes").is_dir() else _package.parents[1] / "recipes"
+__path__.append(str(RECIPES.parent))
 
 __all__ = [
     "CJEPA",

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from jepa_lightning.callbacks import CollapseMonitor, GradientGuard, KNNProbe, Probe
+from jepa_lightning.callbacks import CollapseMonitor, Episodes, GradientGuard, KNNProbe, Probe
 from jepa_lightning.callbacks.progress import duration, steps
 from jepa_lightning.cli.names import shown
 from jepa_lightning.modules import JEPA
@@ -72,8 +72,10 @@ def _length(trainer: Any, saved: SavedConfig, error: BaseException | None) -> st
 
 
 def _read(trainer: Any) -> list[str]:
-    """What the probes read, the first kNN probe first; without any, what else tells of success."""
+    """What the plans reach, and the probes read, the first kNN probe first; without any, what else tells of success."""
     metrics = trainer.callback_metrics
+    if planned := [name for name in metrics if name.startswith("plan/") and name.endswith("/success")]:
+        return [f"Its plans reach {100 * float(metrics[n]):.0f} % of the goals in {n.split('/')[1]}." for n in planned]
     probes = [each for each in trainer.callbacks if isinstance(each, Probe)]
     probes.sort(key=lambda probe: (probe.source == "observation", not isinstance(probe, KNNProbe)))
     found = [(probe, *reading) for probe in probes if (reading := _reading(probe, metrics))]
@@ -145,9 +147,10 @@ def _next(trainer: Any, config: str, checkpoint: str | None, early: bool) -> lis
         if isinstance(logger, TensorBoardLogger):
             commands.append(f"tensorboard --logdir {shlex.quote(shown(logger.root_dir))}")
     if checkpoint and not early:
-        labelled = any(isinstance(each, Probe) for each in trainer.callbacks)
         # Without labels there is nothing to evaluate, but there are features to write.
-        what = ("evaluate" if labelled else "predict") if isinstance(trainer.lightning_module, JEPA) else "test"
+        uses = {Episodes: "plan", Probe: "evaluate"}
+        used = [what for kind, what in uses.items() if any(isinstance(each, kind) for each in trainer.callbacks)]
+        what = [*used, "predict"][0] if isinstance(trainer.lightning_module, JEPA) else "test"
         commands.append(f"jepa {what} --config {shlex.quote(config)} --ckpt_path {shlex.quote(checkpoint)}")
     start = "Go on" if early and checkpoint else "Start again" if early else "Next"
     return [f"{start}:", *(f"  {command}" for command in commands)] if commands else []
