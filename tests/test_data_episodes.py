@@ -522,6 +522,11 @@ def nan_action(given: dict[str, Any]) -> None:
     given["action"][8, 1] = np.nan
 
 
+def nan_vector(given: dict[str, Any]) -> None:
+    given["observation"] = table(frames=False)["observation"]
+    given["observation"][18] = np.nan
+
+
 def strange(name: str, content: bytes) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         (folder / name).write_bytes(content)
@@ -540,6 +545,7 @@ def objects(folder: Path) -> Any:
     [
         (broken(lambda given: given.pop("action")), "episode 0 of .*npz has no action: it has observation, state"),
         (broken(nan_action), "action of episode 1 of .* at step 2, not finite"),
+        (broken(nan_vector), "observation of episode 2 of .* at step 3, not finite"),
         (broken(lambda given: given["state"].__setitem__((5, 0), np.inf)), "state of episode 0 .* at step 5"),
         (broken(lambda given: given.update(ep_len=np.array([6, 9, 9]))), "20 rows .*ep_len"),
         (broken(lambda given: given.update(action=given["action"][:-3])), "action has 17 rows, not 20"),

@@ -42,8 +42,8 @@ class Episodes(Sequence[Episode]):
         source: what they are called in errors.
 
     Raises:
-        ValueError: a column that is missing, of another shape or length than the others', or an action that is not
-            finite.
+        ValueError: a column that is missing, of another shape or length than the others', or an action, a state or
+            an observed vector that is not finite.
     """
 
     def __init__(self, episodes: Sequence[Episode], keys: Keys, source: str) -> None:
@@ -70,7 +70,8 @@ class Episodes(Sequence[Episode]):
         self.lengths = np.array([len(episode[keys.observation[0]]) for episode in self.episodes])
         for name in keys.action:
             self._check_finite(name, last=False)
-        for name in keys.state:
+        vectors = [name for name in keys.observation if len(self.episodes[0][name].shape) == 1]
+        for name in [*keys.state, *vectors]:
             self._check_finite(name, last=True)
 
     def __len__(self) -> int:
