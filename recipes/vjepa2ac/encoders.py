@@ -61,8 +61,8 @@ class FrameLeJEPA(JEPA):
     """LeJEPA whose views are the frames of a window, a few steps apart: what stays is where things are.
 
     Context and target: the frames of a window and their mean. Condition: none. Against collapse: SIGReg, whose weight
-    is small: with more of it the embedding folds space, and places far apart get near embeddings. A few numbers are
-    enough, and with 32 one axis of the world may take nearly all of the variance.
+    is small: with more of it the embedding folds space, so that places far apart get near embeddings; with less of it, or
+    with more numbers, one axis of the world may take nearly all of the variance.
 
     A batch has the field `observation` `[B, C, T, H, W]`, of two times or more.
 
@@ -75,7 +75,7 @@ class FrameLeJEPA(JEPA):
     reads = ("observation",)
     distance = "l2"
 
-    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.005, **training: Any) -> None:
+    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.01, **training: Any) -> None:
         super().__init__(**training)
         self.context_encoder = FrameEmbedding(embed_dim)
         self.target_encoder = self.context_encoder
