@@ -61,8 +61,8 @@ class FrameLeJEPA(JEPA):
     """LeJEPA whose views are the frames of a window, a few steps apart: what stays is where things are.
 
     Context and target: the frames of a window and their mean. Condition: none. Against collapse: SIGReg, whose weight
-    is small: with more of it the embedding folds space, and places far apart get near embeddings; with less of it, or with
-    more numbers, one axis of the world may take nearly all of the variance.
+    is small: with more of it space is folded, and places far apart get near embeddings; with less of it, or with more
+    numbers, one axis of the world may take nearly all of the variance.
 
     A batch has the field `observation` `[B, C, T, H, W]`, of two times or more.
 
