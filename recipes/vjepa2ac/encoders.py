@@ -75,7 +75,7 @@ class FrameLeJEPA(JEPA):
     reads = ("observation",)
     distance = "l2"
 
-    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.01, **training: Any) -> None:
+    def __init__(self, embed_dim: int = 8, sigreg_weight: float = 0.005, **training: Any) -> None:
         super().__init__(**training)
         self.context_encoder = FrameEmbedding(embed_dim)
         self.target_encoder = self.context_encoder

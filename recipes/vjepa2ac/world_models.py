@@ -131,7 +131,7 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
         path = "jepa_lightning.networks.VideoTransformer"
         sizes |= {"num_heads": 3, "positions": "rope"}
         return {"class_path": path, "init_args": sizes}, video.target_encoder
-    module = FrameLeJEPA(options.embed_dim, lr=2e-3, start_lr=2e-4, weight_decay=(0.01, 0.01))
+    module = FrameLeJEPA(options.embed_dim, options.sigreg_weight, lr=2e-3, start_lr=2e-4, weight_decay=(0.01, 0.01))
     data = episodes(options, 2, STRIDE, 3, 64)
     if options.encoder == "lejepa":
         fit(module, data, options.encoder_steps)
@@ -146,8 +146,8 @@ def encoder(options: argparse.Namespace) -> tuple[dict[str, Any], nn.Module]:
 def world_model(options: argparse.Namespace, seed: int) -> tuple[VJEPA2AC, EpisodesDataModule, Path, float]:
     """A world model of the folder, or a new one, and what it was trained on, and in how many processor seconds."""
     kind = f"{options.environment}-{options.encoder}"
-    if options.encoder in ("lejepa", "untrained") and options.embed_dim != 8:
-        kind += f"-{options.embed_dim}"
+    if options.encoder in ("lejepa", "untrained"):
+        kind += f"-{options.embed_dim}-{options.sigreg_weight}"
     path = options.folder / f"{kind}-rollout{options.rollout_steps}-{seed}.ckpt"
     start = time.process_time()
     if not path.exists():
@@ -260,6 +260,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--episodes", type=int, default=400, help="that are recorded to train on, of 100 steps")
     parser.add_argument("--embed_dim", type=int, default=8, help="numbers of LeJEPA's embedding")
+    parser.add_argument("--sigreg_weight", type=float, default=0.005, help="in LeJEPA's loss")
     parser.add_argument("--encoder_steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1000, help="of the predictor's training")
     parser.add_argument("--rollout_steps", type=int, default=2, help="of the roll-out in the loss; 1 for none")
