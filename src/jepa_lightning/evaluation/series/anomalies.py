@@ -73,14 +73,17 @@ class AnomalyDetector:
         """Learn how residuals are spread on normal series (see `SeriesEncoder`), and the threshold.
 
         Raises:
-            ValueError: fewer than two windows.
+            ValueError: fewer than two windows whose last patch misses no number.
         """
         series = as_series(X)
         found = np.concatenate([self._read(each) for each in series])
         found = found[np.isfinite(found).all(1)]
         if len(found) < 2:
             longest = max(len(each) for each in series)
-            raise ValueError(f"normal series of up to {longest} steps have fewer than two windows of {self.window}")
+            raise ValueError(
+                f"normal series of up to {longest} steps have fewer than two windows of {self.window} steps whose last "
+                f"{self.patch} miss no number"
+            )
         if self.standardised:
             self.residuals_ = LedoitWolf().fit(found)
         self.threshold_ = float(np.quantile(self._scores(found), self.quantile))
@@ -89,7 +92,7 @@ class AnomalyDetector:
     def score(self, series: Array) -> Array:
         """The score of each step of a series `[L]` or `[L, C]`, `[L]`: NaN before the first window is full.
 
-        Also NaN where the last patch has no number.
+        Also NaN where the last patch misses a number, which would look unusual by itself (`interpolated` fills gaps).
 
         Raises:
             RuntimeError: `fit` has not learned how residuals are spread.
@@ -147,7 +150,7 @@ class AnomalyDetector:
         else:
             found = self.module.energy(latents).unsqueeze(1)
         rows = found.cpu().numpy().astype(np.float64)
-        rows[~valid[:, -self.patch :].any(1).numpy()] = np.nan
+        rows[[not np.isfinite(each[-self.patch :]).all() for each in windows]] = np.nan
         return rows
 
     def _scores(self, found: Array) -> Array:
