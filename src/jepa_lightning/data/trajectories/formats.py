@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_lightning.data.frames import pandas_or_say
+from jepa_lightning.data.frames import pandas_or_say, stamps_of
 
 PORTO_SECONDS = 15.0  # from a point of Porto's file to the next
 KNOWN = {
@@ -87,7 +87,10 @@ def _porto(table: Any) -> Points:
         if missing is not None and missing.iloc[row]:
             incomplete += 1
             continue
-        points = np.asarray(json.loads(line), np.float64).reshape(-1, 2)
+        try:
+            points = np.asarray(json.loads(line), np.float64).reshape(-1, 2)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"the POLYLINE of row {row + 1} is no list of [longitude, latitude]: {error}") from error
         times = starts[row] + PORTO_SECONDS * np.arange(len(points))
         names.append(np.full(len(points), trip))
         places.append(np.column_stack([times, points[:, 1], points[:, 0]]))
@@ -154,10 +157,7 @@ def _seconds(column: Any, name: str) -> NDArray[Any]:
     if pandas.api.types.is_numeric_dtype(column):
         times = column.to_numpy(np.float64, na_value=np.nan)
         return times / 1000 if np.nanmax(times, initial=0.0) > MILLISECONDS else times
-    try:
-        stamps = pandas.to_datetime(column, utc=True)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the times of {name} are neither numbers nor time stamps: {error}") from error
+    stamps = stamps_of(column, f"the column of times of {name}", "trajectories")
     return (stamps - pandas.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
 
 
