@@ -32,7 +32,8 @@ class AnomalyDetector:
 
     Args:
         module: a trained `TSJEPA`.
-        scaling: of the windows: that of the training, `SeriesDataModule.scaling`.
+        scaling: of the windows: that of the training, `SeriesDataModule.scaling`, which its checkpoint holds, too
+            (`SeriesEncoder(path).fit().scaling_`); `Scaling("none")` for one without.
         window: steps of a window; those that the module was built for by default.
         quantile: share of the steps of normal series that are below the threshold.
         batch_size: windows that are scored at once.
@@ -52,7 +53,7 @@ class AnomalyDetector:
     def __init__(
         self,
         module: Any,
-        scaling: Scaling | None = None,
+        scaling: Scaling,
         window: int | None = None,
         quantile: float = 0.99,
         batch_size: int = 256,
@@ -65,7 +66,7 @@ class AnomalyDetector:
             raise ValueError(f"window={self.window} must be two or more whole patches of {self.patch} steps")
         if not 0 < quantile < 1:
             raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
-        self.scaling, self.quantile, self.batch_size = scaling or Scaling("none"), quantile, batch_size
+        self.scaling, self.quantile, self.batch_size = scaling, quantile, batch_size
         self.standardised = standardised
         self._recent: list[Array] = []
 
