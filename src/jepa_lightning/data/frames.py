@@ -58,8 +58,9 @@ def stamps_of(column: Any, name: str, extra: str) -> Any:
             stamps = pandas.to_datetime(column, utc=True)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name} holds no time stamps: {error}") from error
-        first = next((each for each in column if isinstance(each, str)), "")
-        if EITHER_WAY.match(first):
+        there = column.dropna()
+        first = there.iloc[0] if len(there) else ""
+        if isinstance(first, str) and EITHER_WAY.match(first):
             try:
                 other = pandas.to_datetime(column, utc=True, dayfirst=True)
             except (ValueError, TypeError):
