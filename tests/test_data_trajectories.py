@@ -17,7 +17,7 @@ from jepa_lightning import TJEPA, TrajectoriesDataModule
 from jepa_lightning.data.trajectories import Cells
 from jepa_lightning.data.trajectories.cells import AROUND, centre_of, neighbours, to_metres
 from jepa_lightning.data.trajectories.cleaning import great_circle, trips_of
-from jepa_lightning.data.trajectories.formats import KNOWN, Columns, Points
+from jepa_lightning.data.trajectories.formats import KNOWN, Columns, Points, names_of
 from jepa_lightning.data.trajectories.node2vec import node2vec, random_walks
 from jepa_lightning.data.trajectories.sources import read_points
 
@@ -117,6 +117,8 @@ def test_tables_that_would_be_misread(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "it.csv", sep=";", index=False)
     with pytest.raises(ValueError, match=r"it\.csv.*sep=';'"):
         read(str(tmp_path / "it.csv"))
+    with pytest.raises(ValueError, match=r"1 points of the frame have no 'id'"):
+        read(table.assign(id=np.nan))
     with pytest.raises(ValueError, match=r"03/04/2026.*day first"):
         read(table)
     days = [read(table.assign(time=text)).place[0, 0] for text in ("23/04/2026 00:00:05", "2026-04-23 00:00:05")]
@@ -163,7 +165,7 @@ def test_columns_and_sources(tmp_path: Path) -> None:
 
 
 def points_of(*rows: tuple[str, float, float, float]) -> Points:
-    return Points(np.array([row[0] for row in rows]), np.array([row[1:] for row in rows], float))
+    return Points(names_of([row[0] for row in rows]), np.array([row[1:] for row in rows], float))
 
 
 def straight(name: str, start: int, count: int, latitude: float = 50.0, longitude: float = 8.0) -> list[Any]:

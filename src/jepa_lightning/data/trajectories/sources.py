@@ -15,6 +15,7 @@ from jepa_lightning.data.frames import pandas_or_say, read_csv
 from jepa_lightning.data.trajectories.formats import (
     Columns,
     Points,
+    names_of,
     of_geojson,
     of_geolife,
     of_t_drive,
@@ -103,9 +104,12 @@ def read_file(path: Path, columns: Columns) -> Points:
 
 def _together(parts: Iterable[Points]) -> Points:
     several = list(parts)
-    if not several:
-        return Points(np.empty(0, str), np.empty((0, 3)))
-    names, places = (np.concatenate([getattr(part, field) for part in several]) for field in ("name", "place"))
+    filled = [part for part in several if len(part.place)]
+    if not filled:
+        return Points(names_of([]), np.empty((0, 3)), sum(part.incomplete for part in several))
+    union = pandas_or_say("trajectories").api.types.union_categoricals
+    names = union([part.name for part in filled], sort_categories=True)
+    places = np.concatenate([part.place for part in filled])
     return Points(names, places, sum(part.incomplete for part in several))
 
 
