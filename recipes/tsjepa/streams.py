@@ -4,7 +4,7 @@
 
 An encoder is trained on the part of which the archive says that it has no anomaly. Its forecasts of the test part stand
 beside an untrained encoder's, a linear model's and the last season again. The stream has an anomaly, noise, and is
-given another one for the scores, a beat left out, whose every part is normal. It prints how high scores are at an
+given four more for the scores: beats that are late, missing, backwards and early. It prints how high scores are at an
 anomaly over the highest of other new steps, so that above 1 it is found. They stand beside those of the untrained
 module, of the energy as it is, and of distances to what is nearest in the training part, by tokens and by the numbers
 themselves. Needs the extra `series`.
@@ -28,7 +28,6 @@ from jepa_lightning.checkpoints import SafeCheckpointIO
 from jepa_lightning.evaluation.series import AnomalyDetector, SeriesEncoder, forecast, nearest_window
 
 WINDOW, PATCH = 192, 16
-BEAT = 5579, 5760  # the steps of the beat that is left out
 
 
 def nearest_features(encoder: SeriesEncoder, known: Any, series: Any) -> Any:
@@ -38,6 +37,26 @@ def nearest_features(encoder: SeriesEncoder, known: Any, series: Any) -> Any:
     ]
     found, _ = NearestNeighbors(n_neighbors=1).fit(rows[0]).kneighbors(rows[1])
     return np.concatenate([np.full(WINDOW - 1, np.nan), found[:, 0]])
+
+
+def with_anomalies(stream: Any, noise: tuple[int, int]) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """The stream with four beats that are not as they should be, and the steps of all anomalies, known noise included.
+
+    Beats begin at the steps 5022, 5579, 6308 and 7038 of the stream. Before a late one the pressure falls for 60 steps
+    at half the speed; before an early one 70 steps are cut out.
+    """
+    missing = np.linspace(stream[5579], stream[5760], 5760 - 5579)
+    late = np.interp(np.arange(120) / 2, np.arange(60), stream[4962:5022])
+    parts = {
+        "": stream[:4962], "late beat": late, " ": stream[5022:5579], "missing beat": missing,
+        "  ": stream[5760:6308], "backwards": stream[6308:6494][::-1], "   ": stream[6494:6968],
+    }  # fmt: skip
+    ends = np.cumsum([len(part) for part in parts.values()]).tolist()
+    found = {"noise": noise}
+    found |= {
+        name: (end - len(part), end) for (name, part), end in zip(parts.items(), ends, strict=True) if name.strip()
+    }
+    return np.concatenate([*parts.values(), stream[7038:]]), found | {"early beat": (ends[-1], ends[-1] + 1)}
 
 
 def main() -> None:
@@ -56,10 +75,9 @@ def main() -> None:
     train, test = (pd.read_csv(each) for each in (path, path.with_name(path.name.replace("TRAIN", "TEST"))))
     values, labels = train.iloc[:, -2].to_numpy(float), test.iloc[:, -1].to_numpy(int)
     stream, places = test.iloc[:, -2].to_numpy(float), np.flatnonzero(labels)
-    changed = stream.copy()
-    changed[slice(*BEAT)] = np.linspace(stream[BEAT[0]], stream[BEAT[1]], BEAT[1] - BEAT[0])
+    changed, anomalies = with_anomalies(stream, (int(places[0]), int(places[-1]) + 1))
     # Windows that end later have an anomaly in them for as long again.
-    steps, anomalies = np.arange(len(stream)), {"noise": (places[0], places[-1] + 1), "missing beat": BEAT}
+    steps = np.arange(len(changed))
     near = {name: (steps >= start) & (steps < end + WINDOW) for name, (start, end) in anomalies.items()}
     others = (steps >= len(values)) & ~np.any(list(near.values()), axis=0)
     for seed in options.seeds:
