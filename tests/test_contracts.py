@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
-from jepa_lightning import IJEPA, JEPA, TJEPA, MaskedJEPA, Prediction, evaluation, load_encoder
+from jepa_lightning import IJEPA, JEPA, MaskedJEPA, Prediction, evaluation, load_encoder
 from jepa_lightning.callbacks import (
     AttentiveProbe,
     Cockpit,
@@ -53,6 +53,7 @@ from jepa_lightning.callbacks import (
 )
 from jepa_lightning.cli import main
 from jepa_lightning.clock import clock
+from jepa_lightning.masking import PointMasks
 from jepa_lightning.modules.training import TrainingModule
 
 
@@ -185,32 +186,47 @@ def test_draws_follow_seed_epoch_batch_and_place(name: str) -> None:
     assert difference(held_out, drawn(name, training=False, batch_idx=1))
 
 
-# T-JEPA's own tests do the same: it hides by zeros, for each target other ones.
-@pytest.mark.parametrize(
-    "name", [name for name, (method, _) in METHODS.items() if issubclass(method, MaskedJEPA) and method is not TJEPA]
-)
+def contexts_of(module: Any, observation: Tensor, masks: Any) -> list[tuple[str, int, Tensor]]:
+    """Of each context the name of its predictions, its number among theirs, and what of the observation it sees."""
+    if isinstance(masks, PointMasks):  # a context for each target
+        return [("", number, seen.unsqueeze(-1)) for number, seen in enumerate(masks.context.unbind(1))]
+    grid, found = module.grid_of(observation), []
+    for kind, (context, _) in module.kinds(masks).items():
+        tokens = torch.zeros(len(context), math.prod(grid)).scatter(1, context, 1.0).view(len(context), 1, *grid)
+        if len(grid) == 1:  # of series, whose channels come last
+            seen = F.interpolate(tokens, observation.shape[1:2]).mT
+        else:
+            seen = F.interpolate(tokens, observation.shape[2:])
+        found.append((kind, 0, seen.bool()))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, (method, _) in METHODS.items() if issubclass(method, MaskedJEPA)])
 def test_the_context_does_not_see_what_is_hidden(name: str) -> None:
     module, batch = plain(name).eval(), CASES[name].data(3)
     observation = batch[0]
     masks = module.draw(observation, module.rng(3, 0))
-    for kind, (context, _) in module.kinds(masks).items():
-        grid = module.grid_of(observation)
-        tokens = torch.zeros(3, math.prod(grid)).scatter(1, context, 1.0).view(3, 1, *grid)
-        if len(grid) == 1:  # of series, whose channels come last
-            seen = F.interpolate(tokens, observation.shape[1:2]).mT.bool()
-        else:
-            seen = F.interpolate(tokens, observation.shape[2:]).bool()
+    contexts = contexts_of(module, observation, masks)
+    for kind, number, seen in contexts:
         assert 0 < seen.float().mean() < 1
-        original, hidden, changed = (
+        latents = [
             module.latents(each, masks)
-            for each in (observation, torch.where(seen, observation, 9.0), observation + seen)
+            for each in (observation, torch.where(seen, observation, 9.0), torch.where(seen, 9.0, observation))
+        ]
+        several = sum(each == kind for each, _, _ in contexts)
+        # Of several contexts the tokens, and what is predicted from them, come one context after another.
+        context, prediction, target = (
+            [each.unflatten(1, (several, -1))[:, number] for each in values]
+            for values in (
+                [each.embeddings[f"context/{kind}".rstrip("/")].values for each in latents],
+                [each.predictions[kind].prediction for each in latents],
+                [each.predictions[kind].target for each in latents],
+            )
         )
-        embedding = f"context/{kind}".rstrip("/")
-        before, after = (each.predictions[kind] for each in (original, hidden))
-        assert torch.equal(original.embeddings[embedding].values, hidden.embeddings[embedding].values)
-        assert torch.equal(before.prediction, after.prediction)
-        assert not torch.allclose(before.target, after.target)
-        assert not torch.allclose(original.embeddings[embedding].values, changed.embeddings[embedding].values)
+        assert torch.equal(context[0], context[1])
+        assert torch.equal(prediction[0], prediction[1])
+        assert not torch.allclose(target[0], target[1])
+        assert not torch.allclose(context[0], context[2])
 
 
 @pytest.mark.parametrize("name", CASES)

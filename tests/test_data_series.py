@@ -284,6 +284,47 @@ def test_irregular_times() -> None:
     assert torch.equal(everything(other, "train").series, batch.series)
 
 
+def test_tables_as_people_have_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Times in an index, packed files and endings in capitals; truth values are numbers; what is left out is said."""
+    frame = readings()
+    options = {"batch_size": 1, "scaling": "none", **COLUMNS}
+    whole = everything(made(frame, **options), "train").series
+    frame.to_csv(tmp_path / "readings.csv.gz", index=False)
+    frame.to_csv(tmp_path / "readings.CSV", index=False)
+    indexed, rows = frame.set_index("when"), frame.set_index(["sensor", "when"])
+    for source in (str(tmp_path / "readings.csv.gz"), str(tmp_path / "readings.CSV"), indexed, rows):
+        assert torch.equal(everything(made(source, **options), "train").series, whole)
+    one = frame[frame.sensor == "a"]
+    unnamed = made(one.set_index("when").rename_axis(None), batch_size=1)
+    assert unnamed.counts == made(one, time="when", batch_size=1).counts
+    assert unnamed.counts.missing == 3
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert made(frame.assign(on=frame.x > 0), **options).in_channels == 3
+    assert "note of frame: no numbers, left out" in caplog.text
+
+
+def test_tables_that_would_be_misread(tmp_path: Path) -> None:
+    """A number that is none, columns between semicolons, and dates whose month and day could be either way round."""
+    frame = readings()
+    options = {"batch_size": 1, **COLUMNS}
+    broken = frame.assign(y=frame.y.astype(str))
+    broken.loc[[3, 7], "y"] = "offline"
+    for channels in (None, ["x", "y"]):
+        with pytest.raises(ValueError, match=r"'y'.*'offline' in row 4 and others in 1 more"):
+            made(broken, channels=channels, **options)
+    assert made(broken, channels=["x"], **options).in_channels == 1
+    frame.to_csv(tmp_path / "semi.csv", index=False, sep=";")
+    with pytest.raises(ValueError, match=r"semi\.csv.*';'.*sep=';'"):
+        made(str(tmp_path / "semi.csv"), **options)
+    months = frame.assign(when=frame.when.dt.strftime("%d/%m/%Y %H:%M:%S"))
+    with pytest.raises(ValueError, match=r"'when'.*'01/02/2026.*day first"):
+        made(months.assign(when=months.when.str.replace("01/01", "01/02")), **options)
+    late = frame.assign(when=frame.when + pd.Timedelta(days=20))  # 21 is no month
+    written = late.assign(when=late.when.dt.strftime("%d/%m/%Y %H:%M:%S"))
+    assert made(written, **options).counts == made(late, **options).counts
+
+
 def test_tables_that_do_not_fit(tmp_path: Path) -> None:
     frame = readings()
     for options, named in (

@@ -17,7 +17,7 @@ from jepa_lightning import TJEPA, TrajectoriesDataModule
 from jepa_lightning.data.trajectories import Cells
 from jepa_lightning.data.trajectories.cells import AROUND, centre_of, neighbours, to_metres
 from jepa_lightning.data.trajectories.cleaning import great_circle, trips_of
-from jepa_lightning.data.trajectories.formats import Columns, Points
+from jepa_lightning.data.trajectories.formats import KNOWN, Columns, Points, names_of
 from jepa_lightning.data.trajectories.node2vec import node2vec, random_walks
 from jepa_lightning.data.trajectories.sources import read_points
 
@@ -85,6 +85,8 @@ def test_files(kind: str, tmp_path: Path) -> None:
     assert points.name.tolist() == [name] * 3
     np.testing.assert_allclose(points.place[:, 0], START + 5 * np.arange(3), atol=1e-3)
     np.testing.assert_allclose(points.place[:, 1:], np.stack([LATITUDES, LONGITUDES], 1))
+    if kind == "plt":  # GeoLife says beside its tracks how people went
+        (path.parents[1] / "labels.txt").write_text("Start Time\tEnd Time\tTransportation Mode\n")
     assert len(read(str(tmp_path)).name) == 3  # a folder
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if kind in ("parquet", "geojson", "json.gz") else b"nonsense\n")
@@ -104,6 +106,23 @@ def test_porto(tmp_path: Path) -> None:
     points = read(str(tmp_path / "train.csv"))
     assert (points.name.tolist(), points.incomplete) == (["a", "a"], 1)
     assert points.place.tolist() == [[START, 41.1, -8.6], [START + 15, 41.11, -8.61]]
+    pd.DataFrame(table | {"POLYLINE": ["[]", "[]", "[[-8.6,41.1],"]}).to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(ValueError, match=r"train\.csv.*row 3"):
+        read(str(tmp_path / "train.csv"))
+
+
+def test_tables_that_would_be_misread(tmp_path: Path) -> None:
+    """Columns between semicolons, and dates whose month and day could be either way round."""
+    table = pd.DataFrame({"id": "x", "time": ["03/04/2026 00:00:05"], "lat": 41.0, "lon": 2.0})
+    table.to_csv(tmp_path / "it.csv", sep=";", index=False)
+    with pytest.raises(ValueError, match=r"it\.csv.*sep=';'"):
+        read(str(tmp_path / "it.csv"))
+    with pytest.raises(ValueError, match=r"1 points of the frame have no 'id'"):
+        read(table.assign(id=np.nan))
+    with pytest.raises(ValueError, match=r"03/04/2026.*day first"):
+        read(table)
+    days = [read(table.assign(time=text)).place[0, 0] for text in ("23/04/2026 00:00:05", "2026-04-23 00:00:05")]
+    assert days[0] == days[1]
 
 
 def test_geojson_of_other_shapes(tmp_path: Path) -> None:
@@ -146,7 +165,7 @@ def test_columns_and_sources(tmp_path: Path) -> None:
 
 
 def points_of(*rows: tuple[str, float, float, float]) -> Points:
-    return Points(np.array([row[0] for row in rows]), np.array([row[1:] for row in rows], float))
+    return Points(names_of([row[0] for row in rows]), np.array([row[1:] for row in rows], float))
 
 
 def straight(name: str, start: int, count: int, latitude: float = 50.0, longitude: float = 8.0) -> list[Any]:
@@ -340,3 +359,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
     write_tracks(tmp_path / "it.csv", number=2)
     with pytest.raises(ValueError, match=r"training trips, fewer than batch_size=4.*4 trips"):
         module(tmp_path / "it.csv").setup()
+    fast = module(tmp_path / "it.csv", max_speed=1e-3)
+    with pytest.raises(ValueError, match=r"Is max_speed=0\.001 m/s too low"):
+        fast.setup()
+
+
+def test_points_of_nobody(tmp_path: Path) -> None:
+    """Without an id nothing can be held out, which is said."""
+    write_tracks(tmp_path / "it.csv")
+    table = pd.read_csv(tmp_path / "it.csv")
+    columns = [each for each in table.columns if each not in KNOWN["track_id"]]
+    data = TrajectoriesDataModule(table[columns], 1, cell_size=2000.0, cell_dim=16, min_points=2, max_speed=1e9)
+    with pytest.warns(UserWarning, match="track_id"):
+        data.setup()
+    assert set(data.sets) == {"train"}

@@ -1,5 +1,7 @@
 """What a frozen encoder of tracks is good for: distances against other libraries, search and regression by hand."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from jepa_lightning import TJEPA, TrajectoriesDataModule
+from jepa_lightning import RECIPES, TJEPA, TrajectoriesDataModule
 from jepa_lightning.callbacks.pictures import draw_found
 from jepa_lightning.data.trajectories.cleaning import great_circle
 from jepa_lightning.evaluation.trajectories import (
@@ -172,6 +174,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TJEPA, Traj
     trainer.fit(module, data)
     trainer.save_checkpoint(folder / "it.ckpt")
     return folder / "it.ckpt", module.eval(), data
+
+
+def test_the_index_of_the_readme(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of recipes/tjepa/README.md that search by faiss, against all distances."""
+    pytest.importorskip("faiss")
+    path, _, data = trained
+    monkeypatch.chdir(tmp_path)
+    checkpoint = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy(path, checkpoint)
+    shutil.copy(path.with_suffix(".csv"), "taxis.csv")
+    (lines,) = re.findall(r"```python\n(.*?)```", (RECIPES / "tjepa" / "README.md").read_text(), re.DOTALL)
+    # Cells of 100 m are too many for an area as large as the one of these tracks.
+    lines = lines.replace(
+        'TrajectoriesDataModule("taxis.csv")', 'TrajectoriesDataModule("taxis.csv", 8, cell_size=2000.0)'
+    )
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    encoder = TrajectoryEncoder(path)
+    features = [encoder.transform(data.parts[role]) for role in ("test", "train")]
+    expected = cdist(*features, "cityblock")
+    np.testing.assert_allclose(names["distances"], np.sort(expected, 1)[:, :10], rtol=1e-4, atol=1e-4)
+    found = np.take_along_axis(expected, names["neighbours"], 1)
+    np.testing.assert_allclose(found, names["distances"], rtol=1e-4, atol=1e-4)
 
 
 def test_features_are_the_modules(trained: Any) -> None:

@@ -37,10 +37,10 @@ def find_archive(source: str, root: Path) -> dict[str, Path]:
             return _with_test(named[0])
     known = sorted({file.parent.name for place in (root, _shipped()) for file in place.glob("*/*_TRAIN.ts")})
     near = difflib.get_close_matches(source, known, n=2)
-    hint = f"; did you mean {' or '.join(near)}?" if near else f" (there are {', '.join(known)})" if known else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else f" (there are {', '.join(known)})." if known else "."
     raise FileNotFoundError(
         f"there is no archive {source!r}: neither a file, nor a folder with *_TRAIN.ts, nor a name in "
-        f"{root.absolute()}{hint}. Where there is internet, set download=True; or unpack {source}.zip of "
+        f"{root.absolute()}{hint} Where there is internet, set download=True; or unpack {source}.zip of "
         f"https://timeseriesclassification.com into {root / source}"
     )
 

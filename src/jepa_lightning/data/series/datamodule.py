@@ -31,9 +31,9 @@ class SeriesDataModule(SplitDataModule):
 
     - an archive of UCR or UEA (`.ts`, `.arff`, `.tsv`): a name, a folder with `*_TRAIN.ts`, or such a file. Training
       and test parts are the archive's; the test part validates, too. Archives in aeon's wheel need no download.
-    - tables: a `.csv` or `.parquet` file, a folder or pattern of these, a pandas `DataFrame`, or a list of these. Each
-      series is cut by time: its first part trains, its last part is the test (`split="time"`); or some series
-      train, and others are the test (`split="series"`). Times are put on an even grid.
+    - tables: a `.csv`, `.csv.gz` or `.parquet` file, a folder or pattern of these, a pandas `DataFrame`, or a list of
+      these. Each series is cut by time: its first part trains, its last part is the test (`split="time"`); or some
+      series train, and others are the test (`split="series"`). Times are put on an even grid.
 
     What is missing is counted and said: steps without a number are not seen (`gaps="mask"`), or filled along lines.
 
@@ -48,9 +48,10 @@ class SeriesDataModule(SplitDataModule):
             overlap.
         scaling: `train`: channels are standardised by the training part; `series`: each sample by itself; `none`.
         gaps: `mask` or `interpolate`.
-        time: of tables, the column of time stamps, or of numbers; rows are steps without.
+        time: of tables, the column of time stamps, or of numbers, or the index of a frame by its name; without, an
+            index of time stamps, or else rows are steps.
         series_id: of tables, the column that tells several series apart; each file is one without.
-        channels: of tables, the columns that are channels; all columns of numbers without.
+        channels: of tables, the columns that are channels; all columns of numbers or truth values without.
         label: of tables, the column of labels, which may change from step to step: words or whole numbers are classes,
             other numbers are not. A window has the most frequent class of its steps, or the mean of the numbers.
         frequency: of tables, the time between steps, such as `15min` or, where times are numbers, a number; the median

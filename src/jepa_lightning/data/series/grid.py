@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa_lightning.data.frames import pandas_or_say
+from jepa_lightning.data.frames import pandas_or_say, stamps_of
 
 SLACK = 0.01  # of a step, by which time stamps may be beside the grid
 SPARSE = 100  # steps for each row, from which on a grid is a mistake
@@ -127,10 +127,7 @@ def times_of(
             )
         step = frequency
     else:
-        try:
-            stamps = pandas.to_datetime(column, utc=True)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"the column {time!r} of {name} holds no time stamps: {error}") from error
+        stamps = stamps_of(column, f"the column {time!r} of {name}", "series")
         times = (stamps - stamps.min()).dt.total_seconds().to_numpy(np.float64)
         try:
             step = None if frequency is None else pandas.Timedelta(frequency).total_seconds()

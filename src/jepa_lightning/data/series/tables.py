@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from jepa_lightning.data.frames import pandas_or_say
+from jepa_lightning.data.frames import pandas_or_say, read_csv, stamps_of
 from jepa_lightning.data.series.grid import Counts, on_grid, times_of
 from jepa_lightning.data.series.labels import labels_of
 
-TABLES = (".csv", ".parquet")
+TABLES = (".csv", ".csv.gz", ".parquet")
 
 
 class Table(NamedTuple):
@@ -50,7 +51,7 @@ def read_tables(source: Any) -> dict[str, Any]:
         return {f"frame {number}": frame for number, frame in enumerate(source)}
     path = Path(source)
     if path.is_dir():
-        paths = sorted(file for file in path.iterdir() if file.suffix in TABLES)
+        paths = sorted(file for file in path.iterdir() if file.name.lower().endswith(TABLES))
     else:
         paths = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
     if not paths:
@@ -63,7 +64,8 @@ def is_table(source: Any) -> bool:
     if not isinstance(source, str | Path):
         return True
     path = Path(source)
-    return path.suffix in TABLES or (path.is_dir() and any(file.suffix in TABLES for file in path.iterdir()))
+    names = [path.name, *(file.name for file in path.iterdir())] if path.is_dir() else [path.name]
+    return any(name.lower().endswith(TABLES) for name in names)
 
 
 def series_of(
@@ -80,9 +82,11 @@ def series_of(
     Args:
         frame: the data frame.
         name: of the frame.
-        time: the column of time stamps or numbers; rows are steps without.
+        time: the column of time stamps or numbers, or the index by its name; without, the index if it is one of time
+            stamps, else rows are steps.
         series_id: the column that tells series apart; one series without.
-        channels: the columns of the channels; all others that are numbers without.
+        channels: the columns of the channels; without, all others that are numbers or truth values, and what is left
+            out is said.
         frequency: the time between steps, such as `"15min"` or, where times are numbers, a number; the median distance
             of rows without.
         label: the column of labels: words or whole numbers, which are classes, or other numbers. Of rows in one step,
@@ -93,25 +97,39 @@ def series_of(
     """
     pandas = pandas_or_say("series")
     named = {"time": time, "series_id": series_id, "label": label}
+    if time is None and isinstance(frame.index, pandas.DatetimeIndex):
+        time = named["time"] = str(frame.index.name or "index")
+        frame = frame.rename_axis(time)
+    if any(each in frame.index.names and each not in frame.columns for each in named.values() if each is not None):
+        frame = frame.reset_index()
     for option, column in (*named.items(), *(("channels", each) for each in channels or ())):
         if column is not None and column not in frame.columns:
             raise ValueError(f"{name} has no column {column!r} ({option}); it has {', '.join(map(str, frame.columns))}")
     if not len(frame):
         raise ValueError(f"{name} has no rows")
     if channels is None:
-        numeric = frame.select_dtypes("number").columns
-        channels = [column for column in numeric if column not in named.values()]
+        others = [column for column in frame.columns if column not in named.values()]
+        channels = [column for column in others if pandas.api.types.is_numeric_dtype(frame[column])]
+        left_out = [column for column in others if column not in channels]
+        for column in left_out:
+            _check_numbers(frame[column], f"the column {column!r} of {name}")
+        if channels and left_out:
+            rank_zero_info(f"{', '.join(map(str, left_out))} of {name}: no numbers, left out")
     if not channels:
         beside = ", ".join(str(column) for column in named.values() if column is not None)
         raise ValueError(
             f"{name} has no column of numbers" + (f" beside {beside}" if beside else "") + ": name the channels"
         )
     if wrong := [each for each in channels if not pandas.api.types.is_numeric_dtype(frame[each])]:
+        _check_numbers(frame[wrong[0]], f"the channel {wrong[0]!r} of {name}")
         raise ValueError(
             f"the channels {', '.join(map(str, wrong))} of {name} are no numbers but {frame[wrong[0]].dtype}"
         )
     if series_id is not None and (lost := int(frame[series_id].isna().sum())):
         raise ValueError(f"{lost} rows of {name} have no {series_id!r}, which tells series apart")
+    if time is not None and not pandas.api.types.is_numeric_dtype(frame[time]):
+        # All of them at once: the dates of one series may tell how those of another are meant.
+        frame = frame.assign(**{time: stamps_of(frame[time], f"the column {time!r} of {name}", "series")})
     groups = {name: np.arange(len(frame))} if series_id is None else frame.groupby(series_id).indices
     told = None if label is None else labels_of(frame[label])
     found: dict[str, NDArray[Any]] = {}
@@ -132,10 +150,22 @@ def series_of(
     return Table(found, None if label is None else labels, [str(channel) for channel in channels], counts)
 
 
+def _check_numbers(column: Any, name: str) -> None:
+    """Raise a ValueError where most of a column are numbers, and the rest is neither numbers nor nothing."""
+    read = pandas_or_say("series").to_numeric(column, errors="coerce")
+    broken = np.flatnonzero((read.isna() & column.notna()).to_numpy())
+    if read.notna().sum() > len(broken) > 0:
+        raise ValueError(
+            f"{name} holds numbers, but {column.iloc[broken[0]]!r} in row {broken[0] + 1}"
+            + (f" and others in {len(broken) - 1} more" if len(broken) > 1 else "")
+            + ": mend these, or name the channels without it"
+        )
+
+
 def _read(path: Path) -> Any:
     pandas = pandas_or_say("series")
     try:
-        return pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
+        return pandas.read_parquet(path) if path.name.lower().endswith(".parquet") else read_csv(path, "series")
     except ImportError as error:
         raise ImportError("Parquet is read by pyarrow: pip install 'jepa-lightning[series]'") from error
     except Exception as error:  # whatever pandas and pyarrow come across

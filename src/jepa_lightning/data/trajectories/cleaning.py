@@ -94,7 +94,8 @@ def trips_of(
             (latitude >= south) & (latitude <= north) & (wrapped(places[:, 2] - west) % 360 <= (east - west) % 360)
         )
     counts = Counts(len(places), int((~there).sum()), int((there & ~inside).sum()), incomplete=points.incomplete)
-    names, owner = np.unique(points.name[inside], return_inverse=True)
+    kept = points.name[inside].remove_unused_categories()
+    names, owner = kept.categories, kept.codes
     places = places[inside]
     found: list[Array] = []
     owners: list[int] = []

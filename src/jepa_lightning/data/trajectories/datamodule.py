@@ -66,7 +66,7 @@ class TrajectoriesDataModule(SplitDataModule):
 
     def __init__(
         self,
-        source: Any = "switzerland",
+        source: Any,
         batch_size: int = 64,
         num_workers: int = 0,
         cell_size: float = 100.0,
@@ -136,9 +136,16 @@ class TrajectoriesDataModule(SplitDataModule):
                 for number, role in enumerate(ROLES)
             }
             if len(self.parts["train"]) < self.batch_size:
+                fast = self.counts.jumps > self.counts.points / 2
                 raise ValueError(
                     f"there are {len(self.parts['train'])} training trips, fewer than batch_size={self.batch_size}, "
                     f"and incomplete batches are dropped: {self.counts}"
+                    + (f". Is max_speed={self.limits['max_speed']:g} m/s too low for these tracks?" if fast else "")
+                )
+            if self.val_share + self.test_share and len(set(trips.owner.tolist())) == 1:
+                rank_zero_warn(
+                    "all trips are of one id, and so in the training part: name the column that tells several apart, "
+                    "track_id, and some are held out"
                 )
         if self.cells is None:
             embed = partial(node2vec, dim=self.cell_dim, seed=self.seed)

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from jepa_lightning.data.frames import pandas_or_say
+from jepa_lightning.data.frames import pandas_or_say, read_csv
 from jepa_lightning.data.trajectories.formats import (
     Columns,
     Points,
+    names_of,
     of_geojson,
     of_geolife,
     of_t_drive,
     of_table,
 )
 
-ENDINGS = (".csv", ".parquet", ".plt", ".txt", ".geojson", ".json", ".json.gz")
+ENDINGS = (".csv", ".csv.gz", ".parquet", ".plt", ".txt", ".geojson", ".json", ".json.gz")
 
 
 def read_points(source: Any, columns: Columns) -> Points:
@@ -57,6 +58,8 @@ def find_files(source: str | Path) -> list[Path]:
         return [path]
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.name.lower().endswith(ENDINGS) and file.is_file())
+        if any(file.suffix.lower() == ".plt" for file in found):  # GeoLife has the modes of transport beside its tracks
+            found = [file for file in found if file.name.lower() != "labels.txt"]
         if found:
             return found
         raise FileNotFoundError(f"{path.absolute()} holds no tracks ({', '.join(ENDINGS)})")
@@ -91,7 +94,7 @@ def read_file(path: Path, columns: Columns) -> Points:
             if isinstance(content, dict):
                 return of_geojson(content, path)
             return of_table(pandas.DataFrame(content), str(path), columns)
-        table = pandas.read_parquet(path) if name.endswith(".parquet") else pandas.read_csv(path)
+        table = pandas.read_parquet(path) if name.endswith(".parquet") else read_csv(path, "trajectories")
         return of_table(table, str(path), columns)
     except ImportError as error:
         raise ImportError("Parquet is read by pyarrow: pip install 'jepa-lightning[trajectories]'") from error
@@ -101,9 +104,12 @@ def read_file(path: Path, columns: Columns) -> Points:
 
 def _together(parts: Iterable[Points]) -> Points:
     several = list(parts)
-    if not several:
-        return Points(np.empty(0, str), np.empty((0, 3)))
-    names, places = (np.concatenate([getattr(part, field) for part in several]) for field in ("name", "place"))
+    filled = [part for part in several if len(part.place)]
+    if not filled:
+        return Points(names_of([]), np.empty((0, 3)), sum(part.incomplete for part in several))
+    union = pandas_or_say("trajectories").api.types.union_categoricals
+    names = union([part.name for part in filled], sort_categories=True)
+    places = np.concatenate([part.place for part in filled])
     return Points(names, places, sum(part.incomplete for part in several))
 
 

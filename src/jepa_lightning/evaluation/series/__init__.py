@@ -8,7 +8,7 @@ try:
 except ImportError as error:
     raise ImportError("series are evaluated by scikit-learn: pip install 'jepa-lightning[series]'") from error
 
-from jepa_lightning.evaluation.series.anomalies import AnomalyDetector
+from jepa_lightning.evaluation.series.anomalies import AnomalyDetector, nearest_window
 from jepa_lightning.evaluation.series.classes import classify, fit_linear, fit_svm
 from jepa_lightning.evaluation.series.encoder import SeriesEncoder
 from jepa_lightning.evaluation.series.forecasts import Forecast, RidgeForecaster, forecast, seasonal_naive
@@ -22,5 +22,6 @@ __all__ = [
     "fit_linear",
     "fit_svm",
     "forecast",
+    "nearest_window",
     "seasonal_naive",
 ]
