@@ -541,7 +541,7 @@ def test_world_model_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFix
         model["planner"]["init_args"] |= {"samples": 4, "elites": 2, "iterations": 1}
     arguments = ["--config", to_yaml("recipe.yaml", recipe), "--data.num_workers=0", "--data.batch_size=2", SPY, *RUN]
     arguments += ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.max_epochs=1"]
-    main(["fit", *arguments])
+    main(["fit", *arguments, "--trainer.check_val_every_n_epoch=1"])
     assert Spy.seen["trainer"].global_step == 1
     metrics = Spy.seen["trainer"].callback_metrics
     assert torch.isfinite(metrics["train/loss"])
