@@ -99,12 +99,12 @@ def test_spans_are_those_of_the_official_code(ratio: float, span: int, probabili
     chosen at random until so many are hidden (of sequences that have enough).
     """
     ours, generator, expected = (
-        hidden_of(SpanMasking(ratio, span, probability), 4000, tokens),
+        hidden_of(SpanMasking(ratio, span, probability), 1500, tokens),
         np.random.default_rng(0),
         [],
     )
     wanted = round(ratio * tokens)
-    while len(expected) < 4000:
+    while len(expected) < 1500:
         count = int(probability * tokens / span + generator.random())
         starts = generator.choice(tokens - span + 1, count, replace=False)
         covered = np.unique(starts[:, None] + np.arange(span))
@@ -114,7 +114,7 @@ def test_spans_are_those_of_the_official_code(ratio: float, span: int, probabili
     assert (ours.sum(1) == wanted).all()
     assert runs(ours) == pytest.approx(runs(theirs), rel=0.02)
     for edge in (slice(0, span), slice(-span, None)):
-        torch.testing.assert_close(ours.mean(0)[edge], theirs.mean(0)[edge], rtol=0.1, atol=0.02)
+        torch.testing.assert_close(ours.mean(0)[edge], theirs.mean(0)[edge], rtol=0.1, atol=0.04)
     assert ours[:, span:-span].mean() == pytest.approx(float(theirs[:, span:-span].mean()), rel=0.01)
 
 

@@ -96,16 +96,19 @@ class SpanMasking:
         turn = turn.double() + forward * place
         if self.start_probability is not None:
             # Before all others come the tokens of the spans drawn first, one by one at random.
-            number = (self.start_probability / span * lengths.unsqueeze(1) + rng.sample(1)).floor().clamp(min=1)
-            drawn = (spans.argsort(dim=1, descending=True).argsort(1) < number) & (spans >= 0)
-            turn = torch.where(_of_tokens(drawn.float(), span) > 0, 2.0 + rng.sample(tokens), turn)
+            number = (self.start_probability / span * lengths + rng.sample(1).squeeze(1)).long().clamp(min=1)
+            most = min(int(self.start_probability / span * tokens) + 1, tokens)
+            drawn = _largest(spans, number.clamp(max=most), most) & (spans >= 0)
+            own_turn = 2.0 + (rng.sample(tokens).double() + 2.0**-40 * place)  # no two the same
+            turn = torch.where(_of_tokens(drawn.float(), span) > 0, own_turn, turn)
         turn = turn.masked_fill(place >= lengths.unsqueeze(1), -2.0)
-        rank = turn.argsort(dim=1, descending=True).argsort(1)
-        hidden = rank < self._hidden(lengths).unsqueeze(1)
+        most = min(max(1, round(self.ratio * tokens)), tokens - 1)
+        hidden = _largest(turn, self._hidden(lengths), most)
         # First what is seen, then what is not there, which fills up the one or the other, then what is hidden.
-        kind = torch.where(hidden, 2, (place >= lengths.unsqueeze(1)).long())
-        order, seen = kind.argsort(dim=1, stable=True), tokens - min(max(1, round(self.ratio * tokens)), tokens - 1)
-        return Masks(order[:, :seen], order[:, None, seen:])
+        before = hidden.cumsum(1)
+        rank = torch.where(hidden, tokens - before[:, -1:] + before - 1, place - before)
+        order = torch.empty_like(rank).scatter_(1, rank, place.expand_as(rank))
+        return Masks(order[:, : tokens - most], order[:, None, tokens - most :])
 
     def _hidden(self, lengths: Tensor) -> Tensor:
         """How many tokens are hidden of so many; in float64, which rounds as Python does."""
@@ -115,3 +118,9 @@ class SpanMasking:
 def _of_tokens(spans: Tensor, length: int) -> Tensor:
     """The largest number of a span that each token lies in, `[B, N]`, of spans `[B, N + length - 1]` in their order."""
     return F.max_pool1d(spans.unsqueeze(1), length, stride=1).squeeze(1)
+
+
+def _largest(numbers: Tensor, counts: Tensor, most: int) -> Tensor:
+    """Which numbers `[B, N]` are among the `counts` `[B]` largest of their row, of at most so many."""
+    least = numbers.topk(most, dim=1).values.gather(1, (counts - 1).clamp(min=0).unsqueeze(1))
+    return (numbers >= least) & (counts > 0).unsqueeze(1)
