@@ -1,7 +1,9 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, images, videos, series, and episodes."""
+"""Data modules: rendered data, which need no download, images, videos, series, sounds, and episodes."""
 
+from jepa_lightning.data.audio import WaveformDataModule
 from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
+from jepa_lightning.data.lengths import LengthOrder
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
 from jepa_lightning.data.series import SeriesDataModule
 from jepa_lightning.data.synthetic import (
@@ -21,6 +23,7 @@ __all__ = [
     "EpisodesDataModule",
     "ImageBatch",
     "ImageDataModule",
+    "LengthOrder",
     "MovingShapesBatch",
     "MovingShapesDataModule",
     "MovingShapesDataset",
@@ -35,5 +38,6 @@ __all__ = [
     "VideoDataModule",
     "Visit",
     "Visits",
+    "WaveformDataModule",
     "seeded",
 ]
