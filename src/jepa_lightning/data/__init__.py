@@ -1,4 +1,4 @@
-"""Data modules: rendered data, which need no download, images, videos, series, sounds, and episodes."""
+"""Data modules: rendered data, which need no download, images, videos, series, sounds, texts, and episodes."""
 
 from jepa_lightning.data.audio import WaveformDataModule
 from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
@@ -10,10 +10,17 @@ from jepa_lightning.data.synthetic import (
     MovingShapesBatch,
     MovingShapesDataModule,
     MovingShapesDataset,
+    SentencesBatch,
+    SentencesDataModule,
+    SentencesDataset,
     ShapesBatch,
     ShapesDataModule,
     ShapesDataset,
+    TonesBatch,
+    TonesDataModule,
+    TonesDataset,
 )
+from jepa_lightning.data.text import TextDataModule
 from jepa_lightning.data.trajectories import TrajectoriesDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
@@ -29,10 +36,17 @@ __all__ = [
     "MovingShapesDataset",
     "Order",
     "ResumableLoader",
+    "SentencesBatch",
+    "SentencesDataModule",
+    "SentencesDataset",
     "SeriesDataModule",
     "ShapesBatch",
     "ShapesDataModule",
     "ShapesDataset",
+    "TextDataModule",
+    "TonesBatch",
+    "TonesDataModule",
+    "TonesDataset",
     "TrajectoriesDataModule",
     "VideoBatch",
     "VideoDataModule",

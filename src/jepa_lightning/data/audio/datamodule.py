@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from jepa_lightning.data.audio.dataset import Waves
 from jepa_lightning.data.audio.decoding import check_libraries, read_seconds
-from jepa_lightning.data.audio.lists import find_list, read_manifest, read_table
+from jepa_lightning.data.audio.lists import read_manifest, read_table
 from jepa_lightning.data.datamodule import FilesDataModule, roles_of
 from jepa_lightning.data.faults import Faults, UnreadableError
-from jepa_lightning.data.folders import open_folder
+from jepa_lightning.data.folders import find_list, open_folder
 from jepa_lightning.data.labels import Vocabulary
 from jepa_lightning.data.lengths import LengthOrder
 from jepa_lightning.data.resume import Order, run_seed

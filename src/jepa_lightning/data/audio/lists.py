@@ -27,28 +27,6 @@ class Row(NamedTuple):
     samples: int | None = None
 
 
-def find_list(root: Path, role: str, suffix: str) -> Path | None:
-    """The list of a role: `root/train.csv`, `root/val.csv` or `root/valid.csv`; or root, of training sounds.
-
-    Raises:
-        FileNotFoundError: without a list of training sounds.
-    """
-    if root.suffix == suffix:
-        if root.is_file():
-            return root if role == "train" else None
-        raise FileNotFoundError(f"{root.absolute()} does not exist.")
-    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[role]
-    for path in (root / f"{name}{suffix}" for name in names):
-        if path.is_file():
-            return path
-    if role == "train":
-        raise FileNotFoundError(
-            f"{(root / f'train{suffix}').absolute()} does not exist: give as root the folder that has train{suffix} "
-            f"and val{suffix}, or a {suffix} file of training sounds."
-        )
-    return None
-
-
 def read_table(path: Path, labels: Sequence[str] | None) -> list[Row]:
     """The sounds of a CSV file with a header; relative paths start from its folder.
 
