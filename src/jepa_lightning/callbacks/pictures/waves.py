@@ -15,7 +15,7 @@ from jepa_lightning.step import Tokens
 
 WIDTH, HEIGHT, STRIP, GAP = 600, 96, 16, 4  # pixels of a spectrogram, of the strip of colours below, and between rows
 _WINDOW = 512  # samples of a spectrum
-_FLOOR = 7.0  # how far below the loudest, in natural logarithms of the power, black begins
+_FLOOR = 10.0  # how far below the loudest, in natural logarithms of the power, black begins
 
 
 class WavePictures(Pictures):

@@ -84,5 +84,6 @@ def draw_words(pieces: Sequence[Sequence[str]], masks: Masks, features: Tokens) 
             pen.text((left, top), name, "black", font)
             pen.rectangle((left, top + LINE - BAR, left + width - 1, top + LINE - 2), fill=tuple(colours[row][place]))
             left += width
-        rows.append(pil_to_tensor(picture).float() / 255)
+        height = min(top + LINE, LINES * LINE) + BAR
+        rows.append(pil_to_tensor(picture)[:, :height].float() / 255)
     return torch.cat(rows, 1)
