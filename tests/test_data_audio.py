@@ -108,7 +108,12 @@ def test_unreadable(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
     (tmp_path / "text.wav").write_text("no sound")
-    named = {"nan.wav": "not finite", "empty.wav": "nothing in it", "text.wav": "Format|format", "gone.wav": "No such file|System"}
+    named = {
+        "nan.wav": "not finite",
+        "empty.wav": "nothing in it",
+        "text.wav": "ormat",
+        "gone.wav": "No such file|System",
+    }
     for name, reason in named.items():
         with pytest.raises(UnreadableError, match=reason):
             read_wave(str(tmp_path / name), RATE, True)

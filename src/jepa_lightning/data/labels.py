@@ -43,9 +43,12 @@ class Vocabulary:
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         words: dict[str, set[str]] = {}
+        self._timed: set[str] = set()  # the labels that are lists of intervals
         for row in rows:
             for name, value in row.items():
                 words.setdefault(name, set()).update(_words(value))
+                if isinstance(value, list) and value and isinstance(value[0], Interval):
+                    self._timed.add(name)
         self.classes = {
             name: [] if found and all(map(_is_number, found)) and not all(map(_is_whole, found)) else _in_order(found)
             for name, found in words.items()
@@ -56,6 +59,8 @@ class Vocabulary:
 
     def numbered(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The labels of a sample as numbers: classes as ints, -1 for none, others as floats, sequences as arrays.
+
+        Of intervals it is a list of start, end and class, with nothing in it for none.
 
         Args:
             row: its labels by name.
@@ -69,17 +74,17 @@ class Vocabulary:
     def _of(self, name: str, value: Any, where: str) -> Any:
         if not self.classes[name]:
             try:
-                return math.nan if value is None else float(value)
+                return math.nan if value is None or value == [] else float(value)
             except (TypeError, ValueError):
                 raise ValueError(f"{where}: the {name} {value!r} is no number, as those of others are") from None
-        if value is None:
-            return UNLABELLED
+        if value is None or value == []:
+            return [] if name in self._timed else UNLABELLED if value is None else np.zeros(0, np.int64)
         number = self._number[name]
         if unknown := [word for word in _words(value) if word not in number]:
             shown = ", ".join(self.classes[name][:5]) + ", …" * (len(number) > 5)
             raise ValueError(f"{where} has a {name}, {unknown[0]!r}, that no training sample has; they have {shown}")
         if isinstance(value, list):
-            if value and isinstance(value[0], Interval):
+            if isinstance(value[0], Interval):
                 return [(each.start, each.end, number[each.word]) for each in value]
             return np.array([number[str(word)] for word in value], np.int64)
         return number[str(value)]

@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
     Attributes:
         where: it is from.
-        text: without white space around it.
+        text: all of it, or what is between two separators, without white space around.
         labels: by name, see `Vocabulary`.
     """
 
@@ -113,7 +113,7 @@ def _label(value: Any, where: str, characters: int) -> Any:
         return value
     try:
         intervals = [Interval(int(start), int(end), str(word)) for start, end, word in value]
-        if all(0 <= each.start < each.end <= characters for each in intervals):
+        if isinstance(value, list) and all(0 <= each.start < each.end <= characters for each in intervals):
             return intervals
     except (TypeError, ValueError):
         pass
