@@ -28,7 +28,9 @@ def raw_samples(pl_module: Any, batch: Any) -> Tensor:
         return counts / valid.sum(1, keepdim=True).clamp(min=1)
     if _is_wave(pl_module, batch):
         power, valid = _log_power(observation), _valid(batch, observation)
-        weight = _at(valid.unsqueeze(-1).float(), power.shape[1])
+        whole = F.pad(valid, (0, max(0, WINDOW - valid.shape[1]))).unfold(1, WINDOW, WINDOW // 2).all(-1)
+        whole[:, 0] = True  # of a sound that is shorter
+        weight = whole.unsqueeze(-1).float()
         count = weight.sum(1).clamp(min=1)
         mean = (power * weight).sum(1) / count
         spread = (((power - mean.unsqueeze(1)) ** 2 * weight).sum(1) / count).sqrt()
