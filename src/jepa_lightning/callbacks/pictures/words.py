@@ -43,7 +43,7 @@ class WordPictures(Pictures):
 
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
         """The texts."""
-        data = getattr(pl_module.trainer, "datamodule", None)
+        data: Any = getattr(pl_module.trainer, "datamodule", None)
         masks, words = next(iter(pl_module.kinds(outputs["drawn"]).values())), images.cpu()
         pieces = [
             data.pieces(row) if hasattr(data, "pieces") else [f"{word} " for word in row.tolist()] for row in words

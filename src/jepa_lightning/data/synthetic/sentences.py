@@ -74,7 +74,7 @@ class SentencesDataset(DrawnDataset):
     """
 
     batch = SentencesBatch
-    chunk = 4096  # type: ignore[assignment]  # a property of the base
+    chunk = 4096  # a property of the base
 
     def __init__(self, num_texts: int, max_tokens: int = 128, seed: int = 0, split: str = "train") -> None:
         super().__init__(num_texts, seed, split)

@@ -85,7 +85,7 @@ class TonesDataset(DrawnDataset):
     """
 
     batch = TonesBatch
-    chunk = 64  # type: ignore[assignment]  # a property of the base
+    chunk = 64  # a property of the base
 
     def __init__(self, num_sounds: int, seconds: float = 1.0, seed: int = 0, split: str = "train") -> None:
         super().__init__(num_sounds, seed, split)

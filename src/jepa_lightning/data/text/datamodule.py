@@ -68,7 +68,7 @@ class TextDataModule(SplitDataModule):
 
     Example:
         >>> data = TextDataModule("/usr/share/games/fortunes", separator="%", topic="file", max_tokens=256)
-        >>> data.hparams.tokenizer
+        >>> data.tokenizer_name
         'bytes'
     """
 
@@ -101,6 +101,7 @@ class TextDataModule(SplitDataModule):
         self.root, self.dataset, self.max_tokens, self.packing = root, dataset, max_tokens, packing
         self.separator, self.topic, self.text_field, self.labels = separator, topic, text_field, tuple(labels)
         self.shares = {"train": 1 - val_share - test_share, "val": val_share, "test": test_share}
+        self.tokenizer_name = tokenizer
         self.tokenizer: Tokenizer | None = None
         self.classes: dict[str, list[str]] = {}
 
@@ -113,7 +114,7 @@ class TextDataModule(SplitDataModule):
             ValueError: data that cannot be read, or fewer training samples than a batch holds.
         """
         if not self.sets:
-            self.tokenizer = open_tokenizer(self.hparams.tokenizer)
+            self.tokenizer = open_tokenizer(self.tokenizer_name)
             parts = {role: self._read(role) for role in ROLES}
             if not parts["train"]:
                 raise ValueError(f"{self.root} has no training text with anything in it")

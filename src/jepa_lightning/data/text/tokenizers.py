@@ -54,7 +54,10 @@ class Bytes:
     """
 
     vocab_size = 260
-    pad, start, end, mask = 0, 1, 2, 3
+    pad = 0
+    start: int | None = 1
+    end: int | None = 2
+    mask: int | None = 3
 
     def encode(self, text: str) -> Encoded:
         """The bytes of a text, each with the character that it is of."""
@@ -65,8 +68,7 @@ class Bytes:
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The letters of ASCII, dots in place of others, and names of those that are no bytes."""
-        names = {self.pad: "", self.start: "", self.end: "", self.mask: "?"}
-        return [names.get(each) if each in names else _letter(each - 4) for each in ids]  # type: ignore[misc]
+        return [_letter(each - 4) if each > 3 else "?" if each == self.mask else "" for each in ids]
 
 
 class Pretrained:
