@@ -18,6 +18,8 @@ from jepa_lightning.callbacks import AttentiveProbe, CollapseMonitor, KNNProbe, 
 from jepa_lightning.callbacks.pictures import draw_waves, draw_words
 from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS
 from jepa_lightning.callbacks.probes.raw import BUCKETS, classes_of_tokens, raw_samples, raw_tokens
+from jepa_lightning.evaluation import evaluate
+from jepa_lightning.evaluation.encode import encode, features_of_module
 from jepa_lightning.masking import Masks, SpanMasking
 from jepa_lightning.networks import Predictor
 from jepa_lightning.step import Tokens
@@ -284,3 +286,43 @@ def test_pictures_of_texts() -> None:
     assert not ((255 * second).round().long() == orange).all(0).any()  # the hidden one is not there
     many = draw_words([["word "] * 500], random_masks(500, [[0]]), Tokens(torch.randn(1, 500, 8)))
     assert many.shape == (3, 84, 600)
+
+
+# --- After the training ----------------------------------------------------------------------------------------------
+
+
+class Same(pl.LightningModule):
+    """Its features are what it sees, in stretches of four steps."""
+
+    reads = ()
+
+    def features(self, batch: Any) -> Tokens:
+        return Tokens(batch.series.squeeze(-1).unflatten(1, (-1, 4)), batch.valid[:, ::4])
+
+
+def test_an_evaluation_reads_steps() -> None:
+    """Tokens are samples; those that are not there, or have no class, do not count."""
+    batches, device = [marked(8, 1), marked(8, 2)], torch.device("cpu")
+    batches[1] = batches[1]._replace(state=batches[1].state.masked_fill(torch.arange(8).unsqueeze(1) == 3, -1))
+    (found,) = encode([lambda batch: features_of_module(Same(), batch)], batches, (), device)
+    expected = [
+        (batch.series[row, 4 * token : 4 * token + 4, 0], batch.state[row, 4 * token])
+        for batch in batches
+        for row in range(8)
+        for token in range(10)
+        if batch.valid[row, 4 * token] and batch.state[row, 4 * token] >= 0
+    ]
+    steps = found.of("state")
+    assert torch.equal(steps.pooled[:, 0], torch.stack([series for series, _ in expected]))
+    assert torch.equal(steps.labels["state"], torch.stack([state for _, state in expected]))
+    (few,) = encode([lambda batch: features_of_module(Same(), batch)], batches, (), device, limit=5)
+    assert torch.equal(few.of("state").pooled, steps.pooled[:5])
+
+
+def test_an_evaluation_of_sounds() -> None:
+    data = waves(num_train=100, num_val=40)
+    readings = evaluate(module("waves"), data, steps=5, accelerator="cpu")
+    found = {(each.label, each.probe): each for each in readings}
+    assert {label for label, _ in found} == {"instrument", "octave", "note"}
+    assert found["note", "linear"].num_labels > 1000
+    assert 0 < found["note", "kNN"].value <= 1

@@ -33,6 +33,7 @@ _VERBS = (
     ("plant", "rake", "water", "seed", "dig", "grow", "shade", "pick"),
 )
 _COMMON = ("day", "friend", "house", "stone", "light", "way", "hand", "name")  # nouns of any topic
+_START, _END = 1, 2  # what is around a text, of `Bytes`
 
 
 class SentencesBatch(NamedTuple):
@@ -94,7 +95,7 @@ class SentencesDataset(DrawnDataset):
         for row in range(count):
             text = " ".join(_sentence(int(topic[row]), list(numbers[row, each])) for each in range(sentences[row]))
             letters, of_word = _spelt(text)
-            ids = [Bytes.start, *letters[: self.max_tokens - 2], Bytes.end]
+            ids = [_START, *letters[: self.max_tokens - 2], _END]
             words[row, : len(ids)], valid[row, : len(ids)] = ids, True
             part[row, 1 : len(ids) - 1] = of_word[: self.max_tokens - 2]
         return SentencesBatch(*map(torch.from_numpy, (words, valid, topic, part)))
