@@ -19,6 +19,7 @@ from jepa_lightning.data import LengthOrder
 from jepa_lightning.data.audio.decoding import read_seconds, read_wave
 from jepa_lightning.data.faults import UnreadableError
 from jepa_lightning.data.labels import Interval, Vocabulary, per_step
+from jepa_lightning.evaluation import HeldOut
 
 RATE = 16_000
 
@@ -417,6 +418,17 @@ def test_two_ranks_share_the_sounds(tmp_path: Path) -> None:
     for epoch in range(2):
         mine, theirs = ([sound for at, batch in seen if at == epoch for sound in batch] for seen in (a, b))
         assert len({*mine, *theirs}) == 2 * len(mine) > 20
+
+
+def test_held_out_for_an_evaluation(tmp_path: Path) -> None:
+    """What batches by their seconds are made of is split in batches of held-out data."""
+    write_various(tmp_path / "train", 20)
+    write_various(tmp_path / "val", 4)
+    split = HeldOut(by_seconds(tmp_path), share=0.25)
+    split.setup("fit")
+    kept, held = ([batch["wave"] for batch in loader] for loader in (split.train_dataloader(), split.val_dataloader()))
+    assert [sum(map(len, part)) for part in (kept, held)] == [15, 5]
+    assert {len(wave) for wave in kept[:-1]} == {2}
 
 
 # --- Arguments and missing data --------------------------------------------------------------------------------------

@@ -61,10 +61,10 @@ def evaluate(
     """Read off the features of a frozen encoder all that a data set has labels for.
 
     Of a class: linear probe, also of 1 % of the labels and of ten samples a class, attentive probe, and nearest
-    neighbours. Of a class for each step of series, sounds or words, `[B, T]`, the same, with a module only, each token a
-    sample. Of a map of classes: linear segmentation. Of numbers that all samples have: linear regression. The encoder
-    sees each sample once, as the DataModule's loaders give it. Settings are chosen on a tenth of the training set that
-    no probe is fitted on, and the test data are touched once.
+    neighbours. Of a class for each step of series, sounds or words, `[B, T]`: the same, each token a sample, with a
+    module only. Of a map of classes: linear segmentation. Of numbers that all samples have: linear regression. The
+    encoder sees each sample once, as the DataModule's loaders give it. Settings are chosen on a tenth of the training
+    set that no probe is fitted on, and the test data are touched once.
 
     Heads and batches are drawn by torch's global generator: seed it for the same numbers again.
 
