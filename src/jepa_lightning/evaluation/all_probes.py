@@ -61,7 +61,8 @@ def evaluate(
     """Read off the features of a frozen encoder all that a data set has labels for.
 
     Of a class: linear probe, also of 1 % of the labels and of ten samples a class, attentive probe, and nearest
-    neighbours. Of a map of classes: linear segmentation. Of numbers that all samples have: linear regression. The
+    neighbours. Of a class for each step of series, sounds or words, `[B, T]`: the same, each token a sample, with a
+    module only. Of a map of classes: linear segmentation. Of numbers that all samples have: linear regression. The
     encoder sees each sample once, as the DataModule's loaders give it. Settings are chosen on a tenth of the training
     set that no probe is fitted on, and the test data are touched once.
 
@@ -108,9 +109,10 @@ def evaluate(
         }
         width = width or Width(parts["test"][0].pooled.shape[-1])
         readings = []
-        for label, answers in parts["test"][0].labels.items():
+        for label in parts["test"][0].labels:
+            answers = parts["test"][0].of(label).labels[label]
             classes = 1 + max(int(each[0].labels[label].nan_to_num().max()) for each in parts.values())
-            for plan in _plans(width, parts["train"][0], label, classes):
+            for plan in _plans(width, parts["train"][0].of(label), label, classes):
                 probe, baseline = plan.build(), plan.build()
                 value = _score(probe, _samples(parts, 0, plan, label), steps, accelerator)
                 untrained = _score(baseline, _samples(parts, 1, plan, label), steps, accelerator)
@@ -123,8 +125,9 @@ def evaluate(
                 f"{name} {each.dtype} {list(each.shape)}" for name, each in parts["test"][0].labels.items()
             )
             raise ValueError(
-                f"no probe reads any of these labels: {found}. Classes are integers [N] of two values or more, maps of "
-                "classes integers [N, H, W], and numbers floating point [N, ...], finite in all samples"
+                f"no probe reads any of these labels: {found}. Classes are integers [N] of two values or more or, with "
+                "a module, of steps [N, T], maps of classes integers [N, H, W], and numbers floating point [N, ...], "
+                "finite in all samples"
             )
         return readings
 
@@ -159,7 +162,8 @@ def _plans(encoder: Width, train: Encoded, label: str, classes: int) -> Iterator
 
 def _samples(parts: dict[str, list[Encoded]], number: int, plan: _Plan, label: str) -> dict[str, _Samples]:
     """What one encoder makes of the samples that a probe is fitted, chosen and scored on."""
-    sets = {part: (getattr(each[number], plan.reads), each[number].labels[label]) for part, each in parts.items()}
+    read = {part: each[number].of(label) for part, each in parts.items()}
+    sets = {part: (getattr(each, plan.reads), each.labels[label]) for part, each in read.items()}
     sets["train"] = (sets["train"][0][plan.kept], sets["train"][1][plan.kept])
     return {part: _Samples(*columns) for part, columns in sets.items()}
 

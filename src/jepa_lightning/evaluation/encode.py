@@ -13,17 +13,34 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from jepa_lightning import batches
+from jepa_lightning.batches import UNLABELLED
+from jepa_lightning.callbacks.probes.raw import classes_of_tokens
 from jepa_lightning.checkpoints import read_networks
 from jepa_lightning.evaluation.probe import FrozenEncoder, Width
 from jepa_lightning.networks import build_network
+from jepa_lightning.step import Tokens
+
+MAX_STEPS = 100_000  # tokens that a label of steps is read off, at most
 
 
 class Encoded(NamedTuple):
-    """Of a data set, the means of the last L blocks' tokens, the tokens of the last block, and the labels by name."""
+    """What an encoder makes of a data set.
 
-    pooled: Tensor  # [N, L, D]
-    tokens: Tensor | None  # [N, T, D]; of a module's features None
-    labels: dict[str, Tensor]  # [N, ...]
+    Attributes:
+        pooled: `[N, L, D]`, the means of the last L blocks' tokens.
+        tokens: `[N, T, D]`, those of the last block; None of a module's features.
+        labels: by name, `[N, ...]`.
+        steps: by the name of a label of steps `[N, T]`, as if each token that has a class were a sample; of modules.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None
+    labels: dict[str, Tensor]
+    steps: dict[str, Encoded] = {}  # noqa: RUF012  # never changed
+
+    def of(self, label: str) -> Encoded:
+        """What that label is read off: samples, or tokens."""
+        return self.steps.get(label, self)
 
 
 def built_anew(module: Any) -> Any:
@@ -35,8 +52,8 @@ def built_anew(module: Any) -> Any:
     return type(module)(**{name: value for name, value in options.items() if takes_all or name in known})
 
 
-# Of a batch, the pooled features [B, L, D] and, of an encoder, the tokens [B, T, D].
-Reader = Callable[[Any], tuple[Tensor, Tensor | None]]
+# Of a batch, the pooled features [B, L, D] and, of an encoder, the tokens [B, T, D]; of a module all of its `Tokens`.
+Reader = Callable[[Any], tuple[Tensor, Tensor | Tokens | None]]
 
 
 def readers_of_checkpoint(
@@ -68,9 +85,10 @@ def _encoder_features(encoder: FrozenEncoder, batch: Any) -> tuple[Tensor, Tenso
     return tokens.mean(2), tokens[:, -1]
 
 
-def features_of_module(module: Any, batch: Any) -> tuple[Tensor, None]:
-    """What probes read of a module, pooled, as of one block: `[B, 1, D]`."""
-    return module.features(batch).pooled().unsqueeze(1), None
+def features_of_module(module: Any, batch: Any) -> tuple[Tensor, Tokens]:
+    """What probes read of a module, pooled, as of one block: `[B, 1, D]`; and all of it."""
+    features: Tokens = module.features(batch)
+    return features.pooled().unsqueeze(1), features
 
 
 @torch.no_grad()
@@ -81,13 +99,17 @@ def encode(
     pooled: list[list[Tensor]] = [[] for _ in readers]
     last: list[list[Tensor]] = [[] for _ in readers]
     labels: dict[str, list[Tensor]] = {}
+    steps: list[dict[str, list[tuple[Tensor, Tensor]]]] = [{} for _ in readers]
     count = 0
     for batch in loader:
         there = move_data_to_device(batch, device)
         for number, reader in enumerate(readers):
             means, tokens = reader(there)
             pooled[number].append(means.float().cpu())
-            if tokens is not None:
+            if isinstance(tokens, Tokens):
+                for name, found in _steps(tokens, batches.labels(there, reads)).items():
+                    steps[number].setdefault(name, []).append(found)
+            elif tokens is not None:
                 last[number].append(tokens.cpu())
         for name, label in batches.labels(batch, reads).items():
             if isinstance(label, Tensor):
@@ -97,8 +119,31 @@ def encode(
             break
     if not count:
         raise ValueError("a loader of the data gave no batch: training and test samples are needed to evaluate")
-    by_name = {name: torch.cat(column)[:limit] for name, column in labels.items()}
+    by_name = {name: batches.joined(column)[:limit] for name, column in labels.items()}
     return [
-        Encoded(torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name)
-        for means, tokens in zip(pooled, last, strict=True)
+        Encoded(
+            torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name, _joined(of_steps, limit)
+        )
+        for means, tokens, of_steps in zip(pooled, last, steps, strict=True)
     ]
+
+
+def _steps(tokens: Tokens, labels: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each label of steps `[B, T]` the tokens that have a class, `[M, D]`, and their classes `[M]`."""
+    found = {}
+    for name, label in labels.items():
+        if not isinstance(label, Tensor) or label.ndim != 2 or label.shape[1] < 2 or label.is_floating_point():
+            continue
+        known = classes_of_tokens(batches.classes(label, maps=True), tokens.values.shape[1])
+        there = known != UNLABELLED if tokens.valid is None else tokens.valid & (known != UNLABELLED)
+        found[name] = tokens.values[there].float().cpu(), known[there].cpu()
+    return found
+
+
+def _joined(steps: dict[str, list[tuple[Tensor, Tensor]]], limit: int | None) -> dict[str, Encoded]:
+    """The tokens of all batches as samples, the first of them."""
+    most, found = min(limit or MAX_STEPS, MAX_STEPS), {}
+    for name, parts in steps.items():
+        values, known = (torch.cat(column)[:most] for column in zip(*parts, strict=True))
+        found[name] = Encoded(values.unsqueeze(1), None, {name: known})
+    return found

@@ -114,7 +114,8 @@ class HeldOut(pl.LightningDataModule):
         loader = self._loader
         return type(loader)(
             loader.dataset,
-            batch_size=loader.batch_size,
+            # One whose order makes the batches itself has none; the DataModule's is that of held-out samples.
+            batch_size=loader.batch_size or getattr(self.data, "batch_size", 1),
             sampler=sampler,
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
