@@ -1,6 +1,7 @@
 """The LightningModules, one file a method; `jepa.py` is the base of all, `masked.py` of those that hide places."""
 
 from jepa_lightning.modules.cjepa import CJEPA
+from jepa_lightning.modules.data2vec import Data2Vec
 from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
@@ -23,6 +24,7 @@ __all__ = [
     "VJEPA",
     "VJEPA2",
     "VJEPA2AC",
+    "Data2Vec",
     "LeJEPA",
     "MaskedJEPA",
     "Teacher",
