@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from jepa_lightning import batches
+from jepa_lightning.checkpoints import Networks, encoder_configuration, load_networks, read_networks
 from jepa_lightning.draws import Rng
-from jepa_lightning.masking import BlockwiseMasking, Masks, SpanMasking
+from jepa_lightning.masking import BlockwiseMasking, SpanMasking
 from jepa_lightning.masking.masks import skipping_gaps
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.masked import MaskedJEPA
@@ -253,6 +255,82 @@ class Data2Vec(MaskedJEPA):
         if not beta:
             return F.mse_loss(prediction, target, reduction="none").sum(-1) * scale
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).sum(-1) * scale
+
+    @classmethod
+    def from_official(
+        cls,
+        path: str,
+        num_heads: int | None = None,
+        image_size: int | list[int] | None = None,
+        strides: list[int] | None = None,
+        mask_word: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """A module of the sizes and weights (encoder, predictor, teacher) of an official checkpoint, to train on with.
+
+        How targets and losses are computed no file tells: that is as published for what the file observes.
+
+        Args:
+            path: a file of fairseq's (`model`).
+            num_heads: attention heads of the encoder, asked for only where the width is none of the published ones.
+            image_size: another size than the square one that the checkpoint's positions tell.
+            strides: of the convolutions of a wave's front end; 5 of the first and 2 of others, as published, without.
+            mask_word: the number of the word that stands for hidden ones; the last one, as published, without.
+            **options: everything else that the module takes.
+
+        Raises:
+            ValueError: a file that is not such a checkpoint, or sizes that its shapes cannot tell.
+        """
+        networks = read_networks(path)
+        observed = cls._observed(networks, path)
+        state, further = networks.states["context_encoder"], {"eps": networks.options["epsilon"]}
+        if observed == "words":
+            words = len(state["patch_embed.words.weight"])
+            further |= {"pad_word": 1, "mask_word": words - 1 if mask_word is None else mask_word}
+        encoder = encoder_configuration(state, num_heads, image_size, strides, **further)
+        module = cls(encoder=encoder, **PUBLISHED[observed] | options)
+        load_networks(module, networks)
+        return module
+
+    @classmethod
+    def _observed(cls, networks: Networks, path: str) -> str:
+        """What a file of this method observes: a key of `PUBLISHED`."""
+        kind = networks.options.get("data2vec")
+        if kind not in PUBLISHED:
+            other = f": it is of data2vec {kind}, which Data2Vec2 loads" if kind else ""
+            raise ValueError(f"{path} is no checkpoint of data2vec{other}")
+        return str(kind)
+
+
+# By what is observed, the options of published runs that differ from the defaults. fairseq's files of images, unlike
+# those of the released models, come from a code that does not apply the head.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "images": {"head_layers": 0},
+    "waves": {
+        "num_layers": 8,
+        "mlp_targets": True,
+        "layer_norm": "instance",
+        "target_norm": False,
+        "beta": 0.0,
+        "mask_ratio": 0.49,
+        "mask_length": 10,
+        "momentum": (0.999, 0.9999),
+        "momentum_steps": 30_000,
+    },
+    "words": {
+        "num_layers": 10,
+        "mlp_targets": True,
+        "layer_norm": "layer",
+        "target_norm": False,
+        "beta": 4.0,
+        "loss_scale": 1.0,
+        "head_layers": 2,
+        "mask_ratio": 0.3,
+        "mask_length": 4,
+        "momentum": (0.999, 0.9999),
+        "momentum_steps": 300_000,
+    },
+}
 
 
 def copied(step: int, total: int) -> float:
