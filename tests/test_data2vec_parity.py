@@ -13,9 +13,10 @@ from helpers import assert_close
 from safetensors.torch import load_file
 from torch import Tensor
 
-from jepa_lightning import Data2Vec
+from jepa_lightning import Data2Vec, Data2Vec2
 from jepa_lightning.checkpoints.families.data2vec import kind_of, renamed
 from jepa_lightning.masking import Masks
+from jepa_lightning.modules.data2vec2 import Clones
 
 GOLDEN = Path(__file__).parent / "golden" / "data2vec"
 K = {"num_layers": 3}
@@ -24,6 +25,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vision": K,
     "audio": K | {"official": True, "strides": [5, 2, 2]},
     "text": K,
+    "v2_image": K | {"cls_weight": 0.06},  # 0.01 of each of six clones
+    "v2_audio": K | {"strides": [5, 2, 2]},
+    "v2_text": K | {"official": True},
 }
 
 
@@ -73,14 +77,15 @@ def as_masks(hidden: Tensor) -> Masks:
 def module(name: str) -> Any:
     """From the official file, with the gradients of its loss."""
     options = OPTIONS[name] | {"num_heads": config(name)["model"].get("num_heads", 2)}
-    return Data2Vec.from_official(str(GOLDEN / name / "checkpoint.pt"), **options)
+    method = Data2Vec2 if name.startswith("v2") else Data2Vec
+    return method.from_official(str(GOLDEN / name / "checkpoint.pt"), **options)
 
 
 def hidden(name: str) -> Tensor:
     return trace(name)["mask"].bool().flatten(1) if "mask" in trace(name) else trace(name)["masked_tokens"] == 34
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["vision", "audio", "text"])
 def test_data2vec(name: str) -> None:
     """Targets, predictions, loss, and every gradient."""
     ours, theirs = module(name), trace(name)
@@ -92,6 +97,30 @@ def test_data2vec(name: str) -> None:
     loss = ours.loss(latents)["loss"]
     assert_close(loss * theirs["sample_size"][0], theirs["loss"][0], "loss")
     loss.backward()
+    assert_gradients(ours, part(name, "grad/"))
+
+
+@pytest.mark.parametrize("name", ["v2_image", "v2_audio", "v2_text"])
+def test_data2vec_2(name: str) -> None:
+    """What is encoded, targets of all places, predictions with the noise of the trace, losses, and every gradient."""
+    ours, theirs = module(name), trace(name)
+    mask = theirs["mask"].bool()
+    context, targets = as_masks(mask)
+    noise = theirs["decoder_input"].gather(1, targets.mT.expand(-1, -1, 24))
+    clones = (part.reshape(-1, 3, *part.shape[1:]) for part in (context, targets.squeeze(1), noise))
+    latents = ours.latents(batch(name), Clones(*clones))
+    prediction, target, _ = latents.predictions[""]
+    assert_close(target.flatten(0, -2), theirs["target"], "target")
+    assert_close(prediction.flatten(0, -2), theirs["prediction"], "prediction")
+    order, first = theirs["ids_keep"].argsort(1), int("cls" in latents.predictions)
+    seen = theirs["context_features"][:, first:].gather(1, order.unsqueeze(-1).expand(-1, -1, 24))
+    assert_close(latents.embeddings["context"].values.flatten(0, 1), seen.flatten(0, 1), "context")
+    if first:
+        assert_close(latents.predictions["cls"].prediction.flatten(0, 1), theirs["cls_prediction"], "class tokens")
+        assert_close(latents.predictions["cls"].target.flatten(0, 1), theirs["cls_target"], "mean targets")
+    terms = ours.loss(latents)
+    assert_close(terms["loss"] * theirs["sample_size"][0], theirs["loss"][0], "loss")
+    terms["loss"].backward()
     assert_gradients(ours, part(name, "grad/"))
 
 

@@ -57,6 +57,19 @@ def encoder_configuration(
     return {"class_path": f"jepa_lightning.networks.{name}", "init_args": sizes | further | options}
 
 
+def decoder_sizes(state: StateDict) -> dict[str, int]:
+    """The sizes of the convolutional decoder of a state, in the words of the module's options."""
+    width, per_group, *kernel = state["blocks.0.weight"].shape
+    linear = [name for name in state if name.startswith("proj.") and name.endswith(".weight")]
+    return {
+        "predictor_embed_dim": width,
+        "predictor_depth": sum(name.startswith("blocks.") and name.endswith(".weight") for name in state),
+        "predictor_kernel_size": kernel[0],
+        "predictor_groups": len(state[f"proj.{len(linear) - 1}.weight"]) // per_group,
+        "head_layers": len(linear),
+    }
+
+
 def _words(state: StateDict) -> dict[str, Any]:
     return {
         "vocab_size": len(state["patch_embed.words.weight"]),

@@ -2,6 +2,7 @@
 
 from jepa_lightning.modules.cjepa import CJEPA
 from jepa_lightning.modules.data2vec import Data2Vec
+from jepa_lightning.modules.data2vec2 import Data2Vec2
 from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
@@ -25,6 +26,7 @@ __all__ = [
     "VJEPA2",
     "VJEPA2AC",
     "Data2Vec",
+    "Data2Vec2",
     "LeJEPA",
     "MaskedJEPA",
     "Teacher",

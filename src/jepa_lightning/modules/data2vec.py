@@ -26,6 +26,37 @@ from jepa_lightning.step import Latents, Prediction, Tokens
 LayerNorm = Literal["none", "layer", "instance"]
 
 
+# By what is observed, the options of published runs that differ from the defaults. fairseq's files of images, unlike
+# those of the released models, come from a code that does not apply the head.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "images": {"head_layers": 0},
+    "waves": {
+        "num_layers": 8,
+        "mlp_targets": True,
+        "layer_norm": "instance",
+        "target_norm": False,
+        "beta": 0.0,
+        "mask_ratio": 0.49,
+        "mask_length": 10,
+        "momentum": (0.999, 0.9999),
+        "momentum_steps": 30_000,
+    },
+    "words": {
+        "num_layers": 10,
+        "mlp_targets": True,
+        "layer_norm": "layer",
+        "target_norm": False,
+        "beta": 4.0,
+        "loss_scale": 1.0,
+        "head_layers": 2,
+        "mask_ratio": 0.3,
+        "mask_length": 4,
+        "momentum": (0.999, 0.9999),
+        "momentum_steps": 300_000,
+    },
+}
+
+
 class Data2Vec(MaskedJEPA):
     """data2vec, for images, sound and text. The defaults are those of the published ViT-B/16.
 
@@ -89,6 +120,7 @@ class Data2Vec(MaskedJEPA):
 
     encoder_sizes: tuple[str, ...] = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     shared: tuple[str, ...] = ("patch_embed", "conv_positions")  # parts of the encoder that the teacher has from it
+    published = PUBLISHED
     any_size = True
 
     def __init__(
@@ -282,55 +314,28 @@ class Data2Vec(MaskedJEPA):
             ValueError: a file that is not such a checkpoint, or sizes that its shapes cannot tell.
         """
         networks = read_networks(path)
-        observed = cls._observed(networks, path)
+        observed = cls.kind_of_file(networks, path)
         state, further = networks.states["context_encoder"], {"eps": networks.options["epsilon"]}
         if observed == "words":
             words = len(state["patch_embed.words.weight"])
             further |= {"pad_word": 1, "mask_word": words - 1 if mask_word is None else mask_word}
         encoder = encoder_configuration(state, num_heads, image_size, strides, **further)
-        module = cls(encoder=encoder, **PUBLISHED[observed] | options)
+        module = cls(encoder=encoder, **cls.published[observed] | options)
         load_networks(module, networks)
         return module
 
     @classmethod
-    def _observed(cls, networks: Networks, path: str) -> str:
-        """What a file of this method observes: a key of `PUBLISHED`."""
+    def kind_of_file(cls, networks: Networks, path: str) -> str:
+        """What a file of this method observes: a key of `published`.
+
+        Raises:
+            ValueError: a file of another method.
+        """
         kind = networks.options.get("data2vec")
-        if kind not in PUBLISHED:
-            other = f": it is of data2vec {kind}, which Data2Vec2 loads" if kind else ""
-            raise ValueError(f"{path} is no checkpoint of data2vec{other}")
+        if kind not in cls.published:
+            found = f"of data2vec for {kind}" if kind else "of another method"
+            raise ValueError(f"{path} is {found}, and {cls.__name__} loads those for {', '.join(cls.published)}")
         return str(kind)
-
-
-# By what is observed, the options of published runs that differ from the defaults. fairseq's files of images, unlike
-# those of the released models, come from a code that does not apply the head.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "images": {"head_layers": 0},
-    "waves": {
-        "num_layers": 8,
-        "mlp_targets": True,
-        "layer_norm": "instance",
-        "target_norm": False,
-        "beta": 0.0,
-        "mask_ratio": 0.49,
-        "mask_length": 10,
-        "momentum": (0.999, 0.9999),
-        "momentum_steps": 30_000,
-    },
-    "words": {
-        "num_layers": 10,
-        "mlp_targets": True,
-        "layer_norm": "layer",
-        "target_norm": False,
-        "beta": 4.0,
-        "loss_scale": 1.0,
-        "head_layers": 2,
-        "mask_ratio": 0.3,
-        "mask_length": 4,
-        "momentum": (0.999, 0.9999),
-        "momentum_steps": 300_000,
-    },
-}
 
 
 def copied(step: int, total: int) -> float:
