@@ -260,11 +260,13 @@ class Data2Vec(MaskedJEPA):
 
         Args:
             observation: what is observed.
-            tokens: what the student's tokenizer makes of it, which is the teacher's where they share it.
+            tokens: what the student's tokenizer makes of it.
             valid: BoolTensor `[B, N]`, which tokens there are; all without.
             grid: that of the tokens.
         """
-        tokens = tokens.detach() if "patch_embed" in self.shared else self.target_encoder.tokens(observation)
+        # Where tokenizers are alike, that of waves, which costs as much as some blocks, need not read them once more.
+        once = "patch_embed" in self.shared and observation.ndim == 3
+        tokens = tokens.detach() if once else self.target_encoder.tokens(observation)
         features, outputs = self.target_encoder.outputs(tokens, None, valid, grid)
         features = features._replace(summary=None)  # a class token that nothing was asked of
         return features, self.average(outputs[-self.hparams.num_layers :], valid)

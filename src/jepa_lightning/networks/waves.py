@@ -208,10 +208,10 @@ class WaveTransformer(Transformer):
 
     def _placed(self, tokens: Tensor, grid: tuple[int, ...], indices: Tensor | None, valid: Tensor | None) -> Tensor:
         """Tokens and what tells them their places by those that are seen."""
+        if valid is not None:
+            tokens = tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
         seen = tokens
         if indices is not None:
             visible = torch.zeros_like(tokens[..., 0]).scatter(1, indices, 1.0)
-            seen = seen * visible.unsqueeze(-1)
-        if valid is not None:
-            seen = seen.masked_fill(~valid.unsqueeze(-1), 0.0)
+            seen = tokens * visible.unsqueeze(-1)
         return tokens + self.conv_positions(seen)
