@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jepa_lightning import Data2Vec, Data2Vec2
-from jepa_lightning.checkpoints.families.data2vec import kind_of, renamed
+from jepa_lightning.checkpoints.families.data2vec import kind_of, read, renamed
 from jepa_lightning.masking import Masks
 from jepa_lightning.modules.data2vec2 import Clones
 
@@ -136,3 +136,59 @@ def assert_gradients(ours: Any, theirs: dict[str, Tensor]) -> None:
             mine[keys], grad[keys] = 0.0, 0.0
         assert_close(mine, grad, f"gradient of {name}")
     assert not found
+
+
+# --- The step --------------------------------------------------------------------------------------------------------
+
+
+def fairseqs_adam(name: str, parameters: dict[str, Any], gradients: dict[str, Tensor]) -> None:
+    """Its first step: decoupled decay, and an epsilon that is not divided by the root of 1 − β₂ as torch's is."""
+    given = config(name)["optimizer"]
+    (first, second), lr = given["betas"], given["lr"]
+    for key, parameter in parameters.items():
+        if key not in gradients:
+            continue
+        spared = parameter.ndim == 1 or key.endswith(("bias", "bias.scale"))
+        decay = 0.0 if spared and not given["decay_1d"] else given["weight_decay"]
+        gradient = gradients[key]
+        mean, square = (1 - first) * gradient, (1 - second) * gradient**2
+        parameter.mul_(1 - lr * decay)
+        parameter.sub_(lr * (1 - second) ** 0.5 / (1 - first) * mean / (square.sqrt() + given["eps"]))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_step(name: str) -> None:
+    """The weights after fairseq's Adam, transcribed, with the traced gradients; our teachers, from them; and features.
+
+    Ours is torch's AdamW, whose epsilon counts more in the first steps.
+    """
+    method = Data2Vec2 if name.startswith("v2") else Data2Vec
+    options = OPTIONS[name] | {"num_heads": config(name)["model"].get("num_heads", 2)}
+    options |= {"momentum": (0.99, 0.999), "momentum_steps": 50}
+    ours = method.from_official(str(GOLDEN / name / "checkpoint.pt"), **options)
+    with torch.no_grad():
+        fairseqs_adam(name, dict(ours.named_parameters()), part(name, "grad/"))
+        for teacher in ours.teachers():
+            momentum = teacher.momentum(0, 100)
+            assert momentum in (0.0, pytest.approx(config(name)["ema_decay_used"]))
+            student = ours.get_submodule(teacher.student)
+            for mine, followed in zip(
+                ours.get_submodule(teacher.teacher).parameters(), student.parameters(), strict=True
+            ):
+                mine.lerp_(followed, 1 - momentum)
+    after: dict[str, Any] = {}
+    for key, value in trace(name).items():
+        if key.startswith("after_step/"):
+            after[key.removeprefix("after_step/")] = value
+    followed = {key[15:]: value for key, value in trace(name).items() if key.startswith("after_step_ema/")}
+    after["encoder._ema" if name == "text" else "_ema"] = followed
+    for network, state in read({"model": after}).states.items():
+        mine = dict(ours.get_submodule(network).named_parameters())
+        if network != "predictor" or mine:
+            assert state.keys() == mine.keys()
+            for key, value in state.items():
+                assert_close(mine[key], value, f"{network}.{key} after the step")
+    (observation,), valid = ours.observations(batch(name)), ours.valid(batch(name))
+    features = ours.encode(ours.context_encoder, observation, None, valid).values
+    there = torch.ones(features.shape[:2], dtype=torch.bool) if valid is None else valid
+    assert_close(features[there], trace(name)["features"][there], "features")
