@@ -76,7 +76,7 @@ def deviations(each: Prediction, trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
         counted = rows.new_ones(len(rows)) if weight is None else (weight > 0).flatten().double()
         sums = torch.stack([counted.sum().expand(rows.shape[1]), counted @ rows, counted @ rows.square()])
         count, total, squares = trainer.strategy.reduce(sums, reduce_op="sum")
-        variance = (squares - total.square() / count) / (count - 1)
+        variance = (squares - total.square() / count) / (count - 1).clamp(min=1)
         found.append((variance.clamp(min=0) + 1e-6).sqrt().mean())
     return found[0], found[1]
 

@@ -20,7 +20,7 @@ from jepa_lightning.modules.masked import MaskedJEPA
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks import BeitTransformer, gather_tokens
 from jepa_lightning.networks.blocks import BlockOutput
-from jepa_lightning.schedules import linear
+from jepa_lightning.schedules import linear, tri_stage
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 LayerNorm = Literal["none", "layer", "instance"]
@@ -109,6 +109,8 @@ class Data2Vec(MaskedJEPA):
             `BlockwiseMasking`).
         momentum: momentum of the target encoder at the start and at the end, along a line.
         momentum_steps: steps to the end of that line, after which it is constant; those of the training without.
+        hold: share of the training that the learning rate stays at its peak after the warm-up; then it falls
+            exponentially, as published for waves. Along half a cosine from the peak on without.
         official: let padding count in the norms of targets, as in the official code.
         **options: those of `MaskedJEPA`: another encoder, regularisers, learning rate, weights to start from.
 
@@ -143,6 +145,7 @@ class Data2Vec(MaskedJEPA):
         mask_length: int = 16,
         momentum: tuple[float, float] = (0.999, 0.9998),
         momentum_steps: int | None = None,
+        hold: float | None = None,
         official: bool = False,
         **options: Any,
     ) -> None:
@@ -154,6 +157,8 @@ class Data2Vec(MaskedJEPA):
             raise ValueError(f"beta must not be negative, and loss_scale be positive, got {beta} and {loss_scale}")
         if momentum_steps is not None and momentum_steps < 1:
             raise ValueError(f"momentum_steps must be at least 1, got {momentum_steps}")
+        if hold is not None and not 0 <= hold < 1:
+            raise ValueError(f"hold is the share of the training in [0, 1), got {hold}")
         super().__init__(momentum=momentum, **options)
         blocks = len(self.context_encoder.blocks)
         if not 1 <= num_layers <= blocks:
@@ -207,6 +212,14 @@ class Data2Vec(MaskedJEPA):
     def momentum(self, step: int, total: int) -> float:
         """τ of a step, counted from zero; the official code counts them from one."""
         return linear(step + 1, self.hparams.momentum_steps or self.stretch * total, *self.hparams.momentum)
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from one."""
+        hparams = self.hparams
+        if hparams.hold is None:
+            return super().learning_rate(step, total)
+        warmup, hold = hparams.warmup * total, hparams.hold * total
+        return tri_stage(step, self.stretch * total, warmup, hold, hparams.start_lr, hparams.lr, hparams.final_lr)
 
     def observations(self, batch: Any) -> tuple[Any, ...]:
         """What is observed; waves are zero at steps that are not there."""
