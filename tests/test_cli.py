@@ -386,8 +386,9 @@ PUBLISHED = {
 }
 
 
-# Those of data2vec by hand: 12 or 24 blocks of 12 D² + 13 D, and of version 1 two scales of layers each; 16 x 16 patches,
-# tokens, positions of 196 places or biases of 732 for each head, a norm; a head of D² + D, or the decoder's convolutions.
+# Those of data2vec by hand: 12 or 24 blocks of 12 D² + 13 D, and of version 1 two scales of layers each; patches of
+# 16 x 16, tokens, positions of 196 places or biases of 732 for each head, a norm; a head of D² + D, or the decoder's
+# convolutions.
 CONVOLUTIONS = {768: (6, 9), 1024: (3, 25)}  # their number and the places that each sees
 
 

@@ -137,6 +137,7 @@ class TrainingModule(ResumableModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with step-wise warm-up cosine; tensors of less than two dimensions are not decayed."""
         hparams, total = self.hparams, clock(self.trainer).total
+        clips = getattr(self.trainer, "gradient_clip_val", None)
         groups = self.parameter_groups(hparams.weight_decay[0])
         multipliers = [group.pop("multiplier") for group in groups]
         optimizer = torch.optim.AdamW(
@@ -144,8 +145,10 @@ class TrainingModule(ResumableModule):
             lr=hparams.lr,
             betas=tuple(self.betas),
             # One kernel for all tensors. With a gradient scaler it would take over the unscaling, too, which comes too
-            # late for gradients to be clipped.
-            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
+            # late for gradients to be clipped; Lightning refuses to clip them in any mixed precision.
+            fused=self.device.type in ("cpu", "cuda")
+            and self.trainer.precision != "16-mixed"
+            and not (self.trainer.precision == "bf16-mixed" and clips),
         )
         # The official counter is advanced before the step that uses it: the first step is number one.
         scheduler = ScheduledOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -95,7 +96,7 @@ class ConvDecoder(nn.Module):
         """
         places = torch.cat([context_indices, target_indices], dim=1).unsqueeze(-1).expand(-1, -1, context.shape[-1])
         tokens = torch.cat([context, noise.to(context.dtype)], dim=1)
-        tokens = torch.zeros_like(tokens).scatter(1, places, tokens)
+        tokens = tokens.new_zeros(len(tokens), math.prod(grid), tokens.shape[-1]).scatter(1, places, tokens)
         if valid is not None:
             tokens = tokens.masked_fill(~valid.unsqueeze(-1), 0.0)
         x = tokens.mT.unflatten(2, tuple(grid))

@@ -147,7 +147,9 @@ class ConvPositions(nn.ModuleList):
 class WaveTransformer(Transformer):
     """The encoder of data2vec (1 and 2.0) on waves.
 
-    What is hidden is zero before the positions are computed, so that no token sees it.
+    What is hidden, and what is not there, is zero before the positions are computed, so that no token sees it. As in
+    the official code, convolutions of positions still find more frames behind a wave that is filled up than behind one
+    that ends: of the last frames of a wave, features depend a little on how much follows.
 
     Args:
         num_steps: length of the waves that it is built for; others are fine too.
