@@ -39,7 +39,7 @@ def encoder_configuration(
     heads = num_heads or next((state[name].shape[axis] for name, axis in told.items() if name in state), None)
     if heads is None and embed_dim not in PUBLISHED_HEADS:
         raise ValueError(f"no published model is {embed_dim} wide, and shapes do not tell the heads: give num_heads")
-    sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": heads or PUBLISHED_HEADS[embed_dim]}
+    sizes: dict[str, Any] = {"embed_dim": embed_dim, "depth": depth, "num_heads": heads or PUBLISHED_HEADS[embed_dim]}
     sizes |= {"mlp_ratio": hidden / embed_dim}
     if "patch_embed.words.weight" in state:
         name, further = "WordTransformer", _words(state)

@@ -68,7 +68,7 @@ def load_encoder(
     if "data2vec" in told or "bias.table" in state or "cls_token" in state:
         if num_frames:
             raise ValueError(f"{path} encodes no clips: it takes no num_frames")
-        further = {"pad_word": 1} if str(told.get("data2vec")).endswith("words") else {}
+        further: dict[str, Any] = {"pad_word": 1} if str(told.get("data2vec")).endswith("words") else {}
         further |= {"eps": told.get("epsilon", 1e-6)}
         encoder = build_network(encoder_configuration(state, heads, size, **further))
     elif "num_points" in told:

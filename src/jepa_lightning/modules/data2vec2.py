@@ -256,8 +256,9 @@ class Data2Vec2(Data2Vec):
         if self.hparams.cls_weight and encoded.summary is not None:
             mean = of_teacher.mean(1, keepdim=True).expand(-1, several, -1)
             predictions["cls"] = Prediction(encoded.summary.unflatten(0, (size, several)), mean)
-        seen = Tokens(*(None if part is None else part.reshape(size, -1, *part.shape[2:]) for part in encoded[:2]))
-        return Latents(predictions, {"context": seen, "target": features}, features)
+        seen = None if encoded.valid is None else encoded.valid.reshape(size, -1)
+        of_context = Tokens(encoded.values.reshape(size, -1, encoded.values.shape[-1]), seen)
+        return Latents(predictions, {"context": of_context, "target": features}, features)
 
     def loss(self, latents: Latents) -> dict[str, Tensor]:
         """The tokens' distance and, weighted, the class token's; and each."""
@@ -265,8 +266,10 @@ class Data2Vec2(Data2Vec):
             return super().loss(latents)
         terms = super().loss(latents._replace(predictions={"": latents.predictions[""]}))
         cls = self._distances(latents.predictions["cls"]).mean()
-        both = {name: terms[name] + self.hparams.cls_weight * cls for name in ("loss", "energy") if name in terms}
-        return {**terms, **both, "tokens": terms.get("energy", terms["loss"]), "cls": cls}
+        tokens = terms.get("energy", terms["loss"])
+        for name in ("loss", "energy") if "energy" in terms else ("loss",):
+            terms[name] = terms[name] + self.hparams.cls_weight * cls
+        return {**terms, "tokens": tokens, "cls": cls}
 
     def energy(self, latents: Latents) -> Tensor:
         """How far each sample's tokens are from their targets and, weighted, its class tokens, `[B]`."""

@@ -143,7 +143,7 @@ class TrainingModule(ResumableModule):
         optimizer = torch.optim.AdamW(
             groups,
             lr=hparams.lr,
-            betas=tuple(self.betas),
+            betas=(self.betas[0], self.betas[1]),
             # One kernel for all tensors. With a gradient scaler it would take over the unscaling, too, which comes too
             # late for gradients to be clipped; Lightning refuses to clip them in any mixed precision.
             fused=self.device.type in ("cpu", "cuda")

@@ -64,6 +64,8 @@ class Block(nn.Module):
             trained (`gamma_1`, `gamma_2`, as in BEiT); by nothing without.
     """
 
+    forward_methods = ("output",)  # which a strategy that shards has to know
+
     def __init__(
         self,
         dim: int,
@@ -82,9 +84,9 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, head_dim, bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps, bias=bias)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), activation)
-        scaled = layer_scale is not None
-        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
-        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
+        self.gamma_1, self.gamma_2 = (
+            None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
         """Let tokens attend to tokens.
@@ -100,10 +102,13 @@ class Block(nn.Module):
         Returns:
             `[B, K, dim]`, or `[B, last, dim]`.
         """
-        return self.output(x, by, mask, last).tokens
+        return self._output(x, by, mask, last).tokens
 
-    def output(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> BlockOutput:
-        """The same, and what the MLP adds."""
+    def output(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None) -> BlockOutput:
+        """The same of all tokens, and what the MLP adds to them."""
+        return self._output(x, by, mask, 0)
+
+    def _output(self, x: Tensor, by: Rotation | None, mask: Tensor | None, last: int) -> BlockOutput:
         if self.norm_first:
             x = x[:, -last:] + _scaled(self.attn(self.norm1(x), by, mask, last), self.gamma_1)
             added = _scaled(self.mlp(self.norm2(x)), self.gamma_2)

@@ -121,7 +121,8 @@ class Transformer(nn.Module):
 
         Of encoders whose tokenizer has a mask token: a method `masked(tokens, hidden)`.
         """
-        return self.patch_embed.masked(tokens, hidden)
+        tokens = self.patch_embed.masked(tokens, hidden)
+        return tokens
 
     def encode(
         self,
@@ -171,6 +172,7 @@ class Transformer(nn.Module):
         """
         tokens, by, mask, kept = self._kept(tokens, indices, valid, grid, mask)
         first, found = int(self.class_token is not None), []
+        block: Any
         for block in self.blocks:
             output = block.output(tokens, by, mask)
             tokens = output.tokens
