@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import h5py
 import numpy as np
+import soundfile
 from PIL import Image
 
 RNG = np.random.default_rng(0)
@@ -171,3 +172,11 @@ def write_tracks(path: Path, number: int = 30, points: int = 25) -> None:
             north, east = (500 * point * part for part in (math.cos(turn), math.sin(turn)))
             rows.append(f"{track},{10 * point},{47 + north / 111195},{8 + east / 111195 / math.cos(math.radians(47))}")
     path.write_text("\n".join(rows) + "\n")
+
+
+def write_sound(path: Path, hertz: float = 440.0, seconds: float = 0.5, rate: int = 16_000, channels: int = 1) -> Path:
+    """A sine in any format, as loud in all channels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(path, np.repeat(wave[:, None], channels, 1), rate)
+    return path

@@ -137,57 +137,7 @@ def test_tokenizer_by_hand() -> None:
         torch.testing.assert_close(found[i, j], embed.fc.weight @ torch.stack(outputs) + embed.fc.bias)
 
 
-# --- Masks -----------------------------------------------------------------------------------------------------------
-
-
-def spans_by_hand(numbers: list[float], tokens: int, span: int, hidden: int, forward: bool) -> set[int]:
-    """Span after span, those with the largest numbers first, until so many tokens are hidden."""
-    found: list[int] = []
-    for start in sorted(range(len(numbers)), key=lambda each: -numbers[each]):
-        for token in sorted(range(start - span + 1, start + 1), reverse=forward):
-            if 0 <= token < tokens and token not in found and len(found) < hidden:
-                found.append(token)
-    return set(found)
-
-
-@pytest.mark.parametrize(("ratio", "span"), [(0.7, 1), (0.5, 4), (0.6, 20)])
-def test_masks_by_brute_force(ratio: float, span: int) -> None:
-    """Of series of all lengths, without and with tokens that are not there."""
-    tokens, lengths = 12, torch.arange(13).repeat(4)
-    masks = SpanMasking(ratio, span)(len(lengths), (tokens,), lengths, Rng(3, len(lengths)))
-    rng = Rng(3, len(lengths))
-    numbers, forward = rng.sample(tokens + span - 1), rng.sample(1).view(-1) < 0.5
-    for i, length in enumerate(lengths.tolist()):
-        context, targets = masks.context[i].tolist(), masks.targets[i, 0].tolist()
-        assert sorted(context + targets) == list(range(tokens))
-        hidden = max(0, min(max(1, round(ratio * length)), length - 1))
-        expected = spans_by_hand(numbers[i, : length + span - 1].tolist(), length, span, hidden, bool(forward[i]))
-        assert {token for token in targets if token < length} == expected
-    whole = SpanMasking(ratio, span)(4, (tokens,), None, Rng(3, 4))
-    assert whole.targets.shape == (4, 1, round(ratio * tokens))
-
-
-def test_every_token_is_hidden_as_often() -> None:
-    masks = SpanMasking(0.5, 3)(20_000, (10,), None, Rng(0, 20_000))
-    shares = masks.targets.flatten().bincount(minlength=10) / 20_000
-    assert shares.sum() == pytest.approx(5)
-    assert shares.min() > 0.48
-    assert shares.max() < 0.52
-    neighbours = torch.zeros(20_000, 10).scatter(1, masks.targets[:, 0], 1.0)
-    runs = 1 + (neighbours.diff(dim=1) != 0).sum(1).float().mean()
-    single = torch.zeros(20_000, 10).scatter(
-        1, SpanMasking(0.5)(20_000, (10,), None, Rng(0, 20_000)).targets[:, 0], 1.0
-    )
-    assert runs < 0.75 * (1 + (single.diff(dim=1) != 0).sum(1).float().mean())
-
-
-def test_masks_that_cannot_be() -> None:
-    for wrong, named in (({"ratio": 1.0}, "1.0"), ({"span_length": 0}, "0")):
-        with pytest.raises(ValueError, match=named):
-            SpanMasking(**wrong)
-    for grid in ((1,), (4, 4)):
-        with pytest.raises(ValueError, match="grid"):
-            SpanMasking()(2, grid)
+def test_sizes_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"num_steps=8.*patch_size"):
         TSJEPA(num_steps=8, patch_size=8)
     with pytest.raises(ValueError, match="kernel_size=9"):

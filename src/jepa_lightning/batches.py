@@ -7,10 +7,12 @@ other fields are labels, but for one that is named `valid`: which steps there ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -155,9 +157,10 @@ def classes(given: Tensor, num_classes: int | None = None, maps: bool = False) -
     """Labels that are classes, checked, as int64; those of samples without a class are all -1.
 
     Args:
-        given: integers `[B]` (`[B, 1]` is taken too), or with `maps` also `[B, H, W]`. No class is -1 or -100.
+        given: integers `[B]` (`[B, 1]` is taken too), or with `maps` also `[B, T]` and `[B, H, W]`. No class
+            is -1 or -100.
         num_classes: how many there are; of probes that take any number, 2^20 at most.
-        maps: whether there may be a class for each pixel.
+        maps: whether there may be a class for each step, `[B, T]`, or pixel.
 
     Raises:
         ValueError: labels of another type or shape, or out of range.
@@ -166,10 +169,10 @@ def classes(given: Tensor, num_classes: int | None = None, maps: bool = False) -
     tensor([ 2, -1,  0])
     """
     given = given.squeeze(1) if given.ndim == 2 and given.shape[1] == 1 else given
-    if given.ndim not in ((1, 3) if maps else (1,)) or given.is_floating_point() or given.is_complex():
+    if given.ndim not in ((1, 2, 3) if maps else (1,)) or given.is_floating_point() or given.is_complex():
         raise ValueError(
             "expected one class a sample, integers [B]"
-            + (", or one a pixel, [B, H, W]" if maps else "")
+            + (", or one a step or pixel, [B, T] or [B, H, W]" if maps else "")
             + f", got {given.dtype} {list(given.shape)}"
         )
     given = given.long()
@@ -199,6 +202,19 @@ def numbers(given: Tensor, count: int) -> Tensor:
             + ("" if found.isfinite().all() else " with some that are not")
         )
     return found
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """A field of several batches, one after the other; where its steps `[B, T]` differ in number, filled up.
+
+    >>> joined([torch.tensor([[1, 2]]), torch.tensor([[3]])])
+    tensor([[ 1,  2],
+            [ 3, -1]])
+    """
+    if all(part.shape[1:] == parts[0].shape[1:] for part in parts) or any(part.ndim != 2 for part in parts):
+        return torch.cat(list(parts))
+    longest, fill = max(part.shape[1] for part in parts), math.nan if parts[0].is_floating_point() else UNLABELLED
+    return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts])
 
 
 def first(batch: Any, count: int) -> Any:

@@ -6,7 +6,14 @@ from jepa_lightning.callbacks.episodes import Episodes
 from jepa_lightning.callbacks.features import FeatureWriter
 from jepa_lightning.callbacks.guard import BadStepsError, GradientGuard
 from jepa_lightning.callbacks.lidar import LiDARMonitor
-from jepa_lightning.callbacks.pictures import LatentPictures, NeighbourPictures, SeriesPictures, TrackPictures
+from jepa_lightning.callbacks.pictures import (
+    LatentPictures,
+    NeighbourPictures,
+    SeriesPictures,
+    TrackPictures,
+    WavePictures,
+    WordPictures,
+)
 from jepa_lightning.callbacks.probes import AttentiveProbe, KNNProbe, LinearProbe, Probe, RegressionProbe
 from jepa_lightning.callbacks.progress import Progress
 from jepa_lightning.callbacks.teacher import EMATargetEncoder
@@ -35,4 +42,6 @@ __all__ = [
     "Threads",
     "Throughput",
     "TrackPictures",
+    "WavePictures",
+    "WordPictures",
 ]

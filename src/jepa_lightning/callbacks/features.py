@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepa_lightning import batches
+
 
 class FeatureWriter(BasePredictionWriter):
     """Writes what the predictions of a module hold, features with labels, to one file in the order of the data.
@@ -50,7 +52,7 @@ class FeatureWriter(BasePredictionWriter):
         """
         if not predictions or not isinstance(predictions[0], dict):
             raise TypeError(f"{type(pl_module).__name__}.predict_step gives no dict of features and labels")
-        parts = {name: np.concatenate([_as_numpy(batch[name]) for batch in predictions]) for name in predictions[0]}
+        parts = {name: _as_numpy(_joined([batch[name] for batch in predictions])) for name in predictions[0]}
         order = np.array([index for batch in batch_indices[0] for index in batch], dtype=np.int64)
         if not len(order):  # a stream, whose samples have no places: one process's come after another's
             order = trainer.global_rank * 2**40 + np.arange(len(parts["features"]))
@@ -75,6 +77,13 @@ class FeatureWriter(BasePredictionWriter):
             with self.path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
         rank_zero_info(f"{', '.join(arrays)} of {len(arrays['features'])} samples are in {self.path}")
+
+
+def _joined(values: list[Any]) -> Any:
+    """A field of several batches."""
+    if isinstance(values[0], Tensor):
+        return batches.joined(values)
+    return np.concatenate([np.asarray(value) for value in values])
 
 
 def _as_numpy(values: Any) -> NDArray[Any]:

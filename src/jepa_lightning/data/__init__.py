@@ -1,17 +1,26 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, images, videos, series, and episodes."""
+"""Data modules: rendered data, which need no download, images, videos, series, sounds, texts, and episodes."""
 
+from jepa_lightning.data.audio import WaveformDataModule
 from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
+from jepa_lightning.data.lengths import LengthOrder
 from jepa_lightning.data.resume import Order, ResumableLoader, Visit, Visits, seeded
 from jepa_lightning.data.series import SeriesDataModule
 from jepa_lightning.data.synthetic import (
     MovingShapesBatch,
     MovingShapesDataModule,
     MovingShapesDataset,
+    SentencesBatch,
+    SentencesDataModule,
+    SentencesDataset,
     ShapesBatch,
     ShapesDataModule,
     ShapesDataset,
+    TonesBatch,
+    TonesDataModule,
+    TonesDataset,
 )
+from jepa_lightning.data.text import TextDataModule
 from jepa_lightning.data.trajectories import TrajectoriesDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
@@ -21,19 +30,28 @@ __all__ = [
     "EpisodesDataModule",
     "ImageBatch",
     "ImageDataModule",
+    "LengthOrder",
     "MovingShapesBatch",
     "MovingShapesDataModule",
     "MovingShapesDataset",
     "Order",
     "ResumableLoader",
+    "SentencesBatch",
+    "SentencesDataModule",
+    "SentencesDataset",
     "SeriesDataModule",
     "ShapesBatch",
     "ShapesDataModule",
     "ShapesDataset",
+    "TextDataModule",
+    "TonesBatch",
+    "TonesDataModule",
+    "TonesDataset",
     "TrajectoriesDataModule",
     "VideoBatch",
     "VideoDataModule",
     "Visit",
     "Visits",
+    "WaveformDataModule",
     "seeded",
 ]

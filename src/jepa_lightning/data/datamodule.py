@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from jepa_lightning.data.faults import FaultCountingLoader
+from jepa_lightning.data.lengths import LengthOrder
 from jepa_lightning.data.resume import Order, ResumableLoader, Visits, rank_and_ranks
 
 ROLES = ("train", "val", "test")
@@ -66,10 +67,11 @@ class SplitDataModule(pl.LightningDataModule):
         samples = self.sets[role]
         if "batch_size" in self.hparams:  # what a search has set it to
             self.hparams["batch_size"] = self.batch_size
+        order = self.order(samples) if role == "train" else None
         return self.loader(
             samples,
-            batch_size=self.batch_size,
-            sampler=self.order(samples) if role == "train" else None,
+            batch_size=None if isinstance(order, LengthOrder) else self.batch_size,  # that makes the batches itself
+            sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

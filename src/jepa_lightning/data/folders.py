@@ -1,4 +1,4 @@
-"""Files in folders, labelled by the folders of their classes."""
+"""Files in folders, labelled by the folders of their classes, and lists of files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -66,6 +66,30 @@ def class_names(folder: Path, extensions: tuple[str, ...]) -> list[str] | None:
         return None
     inside = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     return sorted(name for name in inside if next(_walk(os.path.join(folder, name), extensions), None)) or None
+
+
+def find_list(root: Path, role: str, suffix: str) -> Path | None:
+    """The list of a role: `root/train.csv`, and val, valid or test; or root itself, of training samples.
+
+    Where there is none to test, it is that to validate.
+
+    Raises:
+        FileNotFoundError: without a list of training samples.
+    """
+    if root.suffix == suffix:
+        if root.is_file():
+            return root if role == "train" else None
+        raise FileNotFoundError(f"{root.absolute()} does not exist.")
+    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[role]
+    for path in (root / f"{name}{suffix}" for name in names):
+        if path.is_file():
+            return path
+    if role == "train":
+        raise FileNotFoundError(
+            f"{(root / f'train{suffix}').absolute()} does not exist: give as root the folder that has train{suffix} "
+            f"and val{suffix}, or a {suffix} file of training samples."
+        )
+    return None
 
 
 def _list_files(folder: Path, classes: list[str] | None, extensions: tuple[str, ...], kind: str) -> Files:

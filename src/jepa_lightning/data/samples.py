@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence, Sized
 from io import BytesIO
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,10 +24,13 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A video or image: where it is or what is in it, or why it cannot be read."""
+    """A video, image, sound or text: where it is or what is in it, or why it cannot be read.
+
+    Its label is the number of a class, or None; or a dict of several labels.
+    """
 
     name: str
-    label: int | None
+    label: Any
     content: str | bytes | Member | UnreadableError
 
     def read(self) -> str | bytes:

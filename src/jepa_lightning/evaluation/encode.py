@@ -97,7 +97,7 @@ def encode(
             break
     if not count:
         raise ValueError("a loader of the data gave no batch: training and test samples are needed to evaluate")
-    by_name = {name: torch.cat(column)[:limit] for name, column in labels.items()}
+    by_name = {name: batches.joined(column)[:limit] for name, column in labels.items()}
     return [
         Encoded(torch.cat(means)[:limit], torch.cat(tokens)[:limit] if tokens else None, by_name)
         for means, tokens in zip(pooled, last, strict=True)

@@ -70,7 +70,12 @@ class Pictures(pl.Callback):
         """
         images = batches.observations(batch, pl_module.reads)[0][: self.num_images]
         if images.ndim not in self.axes:
-            kinds = {3: "series [B, L, C]", 4: "images [B, C, H, W]", 5: "clips [B, C, T, H, W]"}
+            kinds = {
+                2: "words [B, L]",
+                3: "series and waves [B, L, C]",
+                4: "images [B, C, H, W]",
+                5: "clips [B, C, T, H, W]",
+            }
             drawn = " and ".join(kinds[axes] for axes in self.axes)
             raise ValueError(f"{type(self).__name__} draws {drawn}, got {list(images.shape)}: leave it out")
         return images

@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import make_grid
 
+from jepa_lightning.step import Tokens
+
 # The colours of the target blocks, apart for red-green blind readers too (Okabe and Ito).
 BLOCK_COLOURS = torch.tensor([[0.90, 0.62, 0.0], [0.34, 0.71, 0.91], [0.0, 0.62, 0.45], [0.80, 0.47, 0.65]])
 TITLE_HEIGHT = 18  # pixels above a picture
@@ -25,6 +27,20 @@ def as_colours(features: Tensor) -> Tensor:
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     colours = ((components - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
     return F.pad(colours, (0, 3 - colours.shape[-1])).view(*features.shape[:2], 3)
+
+
+def colours_of_tokens(tokens: Tokens, count: int) -> Tensor:
+    """The first three principal components of the first samples' tokens, over those that there are, `[count, N, 3]`.
+
+    They are in [0, 1]; those of tokens that are not there are white.
+    """
+    values = tokens.values[:count].detach().float().cpu()
+    if tokens.valid is None:
+        return as_colours(values)
+    valid = tokens.valid[:count].cpu()
+    colours = torch.ones(*valid.shape, 3)
+    colours[valid] = as_colours(values[valid].unsqueeze(0))[0]
+    return colours
 
 
 def as_table(columns: Sequence[Tensor]) -> Tensor:

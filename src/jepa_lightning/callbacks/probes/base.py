@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from jepa_lightning import batches
 from jepa_lightning.batches import UNLABELLED
 from jepa_lightning.callbacks.memory import RememberingCallback
+from jepa_lightning.callbacks.probes.raw import classes_of_tokens, raw_samples, raw_tokens
 from jepa_lightning.step import Latents, Tokens
 
 
@@ -27,7 +28,8 @@ class Probe(RememberingCallback):
 
     Where the label is a map of classes `[B, H, W]`, the probe is a dense one: it reads single tokens, and the class of
     a token is the most frequent one of its patch. Beside the accuracy it logs `miou`, the intersection over union of
-    tokens, averaged over the classes that there are.
+    tokens, averaged over the classes that there are. So it is where the label is a class for each step of series,
+    waves or words, `[B, T]`: each token has the most frequent one of its share of the T steps.
 
     Args:
         name: the probe's tags are `probe/<name>/<metric>`.
@@ -188,14 +190,33 @@ class Probe(RememberingCallback):
         """The inputs `[B, D]` and labels `[B]` of a batch; those of all its tokens, `[B * N, D]`, of a dense one."""
         labels, observation = self._label(pl_module, batch), self._observation(pl_module, batch)
         raw = self.source == "observation"
+        if labels.ndim == 2 and not labels.is_floating_point():
+            return self._read_steps(pl_module, outputs, batch, labels)
         if labels.ndim < 3:
-            inputs = observation.flatten(1) if raw else self.pool(self._tokens(outputs["latents"]))
+            inputs = raw_samples(pl_module, batch) if raw else self.pool(self._tokens(outputs["latents"]))
             return inputs.float(), labels
         grid = pl_module.context_encoder.grid_of(observation)
         if len(grid) != 2:
             raise ValueError(f"the probe {self.name!r} reads maps of classes of images, not of clips of {grid} tokens")
         inputs = patches(observation, grid) if raw else self._tokens(outputs["latents"]).values
         return inputs.flatten(0, 1).float(), patches(labels.unsqueeze(1), grid).flatten(0, 1).mode(1).values
+
+    def _read_steps(self, pl_module: Any, outputs: Any, batch: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and labels of the tokens that there are, of classes `[B, T]` of the steps of series or words."""
+        grid = pl_module.context_encoder.grid_of(self._observation(pl_module, batch))
+        raw, latents = self.source == "observation", outputs["latents"]
+        tokens = latents.features if raw and latents.features is not None else self._tokens(latents)
+        count = tokens.values.shape[1]
+        if len(grid) != 1 or count != grid[0]:
+            raise ValueError(
+                f"the probe {self.name!r} reads classes {list(labels.shape)} of the steps of series, waves or words, "
+                f"from all of their tokens, but {self.source!r} has {count} tokens of a grid of {tuple(grid)}"
+            )
+        inputs = raw_tokens(pl_module, batch, count) if raw else tokens.values
+        of_tokens = classes_of_tokens(labels, count)
+        if tokens.valid is None:
+            return inputs.flatten(0, 1).float(), of_tokens.flatten()
+        return inputs[tokens.valid].float(), of_tokens[tokens.valid]
 
 
 def patches(images: Tensor, grid: Sequence[int]) -> Tensor:

@@ -12,7 +12,64 @@ from jepa_lightning.data.datamodule import ROLES, SplitDataModule, pass_on
 from jepa_lightning.data.synthetic.streams import Streams
 
 
-class RenderedDataset(Dataset[Any]):
+class DrawnDataset(Dataset[Any]):
+    """Samples that are made when they are read.
+
+    Args:
+        number: length of the data set.
+        seed: any integer in [0, 2**63).
+        split: "train", "val" or "test".
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    batch: Any  # the NamedTuple that batches are
+
+    def __init__(self, number: int, seed: int, split: str) -> None:
+        if number < 1:
+            raise ValueError(f"a data set of {number} samples has none; give at least 1.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed} is out of range; give an integer from 0 to 2**63 - 1.")
+        if split not in ROLES:
+            raise ValueError(f"split={split!r} does not exist; choose one of {', '.join(ROLES)}.")
+        self.number, self.seed, self.split = number, seed, split
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batch(*(item[0] for item in self.__getitems__([index])))
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Make the batch of the given samples.
+
+        Raises:
+            IndexError: if an index is outside the data set (negative ones count from its end).
+        """
+        index = np.asarray(indices, np.int64)
+        index = np.where(index < 0, index + self.number, index)
+        if ((index < 0) | (index >= self.number)).any():
+            raise IndexError(f"indices {indices} go beyond the {self.number} samples of this data set.")
+        chunks = [
+            self.render(Streams(self.seed, ROLES.index(self.split), index[start : start + self.chunk]))
+            for start in range(0, len(index), self.chunk)
+        ]
+        return chunks[0] if len(chunks) == 1 else self.batch(*map(torch.cat, zip(*chunks, strict=True)))
+
+    @property
+    @abstractmethod
+    def chunk(self) -> int:
+        """Samples that are made at a time."""
+
+    @abstractmethod
+    def render(self, draws: Streams) -> Any:
+        """The batch of the samples that streams of random numbers draw up."""
+
+    collate = staticmethod(pass_on)
+
+
+class RenderedDataset(DrawnDataset):
     """Pictures that are rendered when they are read.
 
     Args:
@@ -26,7 +83,6 @@ class RenderedDataset(Dataset[Any]):
     """
 
     chunk_pixels: int  # painted at a time
-    batch: Any  # the NamedTuple that batches are
 
     def __init__(self, number: int, image_size: int | list[int], seed: int, split: str) -> None:
         rows_columns = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
@@ -34,48 +90,18 @@ class RenderedDataset(Dataset[Any]):
             raise ValueError(
                 f"image_size={image_size!r} is neither a side in pixels nor [rows, columns]; give sizes of at least 16."
             )
-        if number < 1:
-            raise ValueError(f"a data set of {number} samples has none; give at least 1.")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed={seed} is out of range; give an integer from 0 to 2**63 - 1.")
-        if split not in ROLES:
-            raise ValueError(f"split={split!r} does not exist; choose one of {', '.join(ROLES)}.")
-        self.number, self.seed, self.split = number, seed, split
+        super().__init__(number, seed, split)
         self.height, self.width = rows_columns
 
-    def __len__(self) -> int:
-        return self.number
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batch(*(item[0] for item in self.__getitems__([index])))
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        """Render the batch of the given samples.
-
-        Raises:
-            IndexError: if an index is outside the data set (negative ones count from its end).
-        """
-        index = np.asarray(indices, np.int64)
-        index = np.where(index < 0, index + self.number, index)
-        if ((index < 0) | (index >= self.number)).any():
-            raise IndexError(f"indices {indices} go beyond the {self.number} samples of this data set.")
-        step = max(1, self.chunk_pixels // (self.frames * self.height * self.width))
-        chunks = [
-            self.render(Streams(self.seed, ROLES.index(self.split), index[start : start + step]))
-            for start in range(0, len(index), step)
-        ]
-        return self.batch(*map(torch.cat, zip(*chunks, strict=True)))
+    @property
+    def chunk(self) -> int:
+        """Samples that are painted at a time."""
+        return max(1, self.chunk_pixels // (self.frames * self.height * self.width))
 
     @property
     def frames(self) -> int:
         """Pictures in a sample."""
         return 1
-
-    @abstractmethod
-    def render(self, draws: Streams) -> Any:
-        """The batch of the samples that streams of random numbers draw up."""
-
-    collate = staticmethod(pass_on)
 
 
 class RenderedDataModule(SplitDataModule):
@@ -94,7 +120,7 @@ class RenderedDataModule(SplitDataModule):
 
     def __init__(
         self,
-        render: Callable[[int, str], RenderedDataset],
+        render: Callable[[int, str], DrawnDataset],
         num_train: int,
         num_val: int,
         batch_size: int,
