@@ -35,7 +35,6 @@ from jepa_lightning.callbacks.readings import deviations
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import BlockwiseMasking, InverseBlockMasking, Masks
 from jepa_lightning.masking.masks import skipping_gaps
-from jepa_lightning.modules.data2vec import instance_norm
 from jepa_lightning.networks import (
     Alibi,
     BeitTransformer,
@@ -45,6 +44,14 @@ from jepa_lightning.networks import (
     WaveEmbed,
     WaveTransformer,
 )
+from jepa_lightning.networks.norms import instance_norm
+
+OF_WORDS_1 = {"encoder": {**OF_WORDS["encoder"], "init_args": OF_WORDS["encoder"]["init_args"] | {"mask_word": 63}}}
+OF_WORDS_1 |= {"num_layers": 2, "mlp_targets": True, "layer_norm": "layer", "mask_ratio": 0.5, "mask_length": 2}
+OF_WAVES_2 = OF_WORDS | OF_WAVES | {"mask_length": 3}
+OF_WAVES_2["encoder"] = {**OF_WAVES["encoder"], "init_args": OF_WAVES["encoder"]["init_args"] | {"mask_token": False}}
+OF_WAVES_2["encoder"]["init_args"] |= {"alibi": True}
+OF_WORDS_2 = {"encoder": OF_WORDS["encoder"]}
 
 # --- Masks -----------------------------------------------------------------------------------------------------------
 
@@ -144,6 +151,8 @@ def test_masks_of_sequences_with_gaps() -> None:
         (lambda: Data2Vec2(**TINY_DATA2VEC | CLONES | {"ema_tokenizer": False}), "ema_tokenizer=True"),
         (lambda: Data2Vec2(**OF_WORDS | {"cls_weight": 0.1}), "cls_weight=0"),
         (lambda: Data2Vec2(**TINY_DATA2VEC | CLONES | {"predictor_groups": 3}), "3 groups"),
+        (lambda: Data2Vec(**OF_WORDS_1 | OF_WORDS_2), "WordTransformer has no mask token"),
+        (lambda: Data2Vec2(**OF_WAVES_2 | {"encoder": OF_WAVES["encoder"]}), "mask_token=False"),
         (lambda: Data2Vec(encoder={"class_path": "toys.Dropping"}), "no encoder for Data2Vec"),
     ],
 )
@@ -338,11 +347,6 @@ def test_noise_is_normal() -> None:
     assert float(kurtosis) == pytest.approx(3.0, abs=0.05)
 
 
-OF_WORDS_1 = {"encoder": {**OF_WORDS["encoder"], "init_args": OF_WORDS["encoder"]["init_args"] | {"mask_word": 63}}}
-OF_WORDS_1 |= {"num_layers": 2, "mlp_targets": True, "layer_norm": "layer", "mask_ratio": 0.5, "mask_length": 2}
-OF_WAVES_2 = OF_WORDS | OF_WAVES | {"mask_length": 3}
-OF_WAVES_2["encoder"] = {**OF_WAVES["encoder"], "init_args": OF_WAVES["encoder"]["init_args"] | {"mask_token": False}}
-OF_WAVES_2["encoder"]["init_args"] |= {"alibi": True}
 KINDS: dict[str, tuple[type[Data2Vec], dict[str, Any], Any]] = {
     "waves": (Data2Vec, OF_WAVES, waves),
     "2.0 waves": (Data2Vec2, OF_WAVES_2, waves),

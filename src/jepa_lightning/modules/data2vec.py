@@ -15,46 +15,17 @@ from jepa_lightning.checkpoints import Networks, encoder_configuration, load_net
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import BlockwiseMasking, SpanMasking
 from jepa_lightning.masking.masks import skipping_gaps
+from jepa_lightning.modules.data2vec_published import DATA2VEC
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.masked import MaskedJEPA
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks import BeitTransformer, gather_tokens
 from jepa_lightning.networks.blocks import BlockOutput
+from jepa_lightning.networks.norms import instance_norm
 from jepa_lightning.schedules import linear, tri_stage
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 LayerNorm = Literal["none", "layer", "instance"]
-
-
-# By what is observed, the options of published runs that differ from the defaults. fairseq's files of images, unlike
-# those of the released models, come from a code that does not apply the head.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "images": {"head_layers": 0},
-    "waves": {
-        "num_layers": 8,
-        "mlp_targets": True,
-        "layer_norm": "instance",
-        "target_norm": False,
-        "beta": 0.0,
-        "mask_ratio": 0.49,
-        "mask_length": 10,
-        "momentum": (0.999, 0.9999),
-        "momentum_steps": 30_000,
-    },
-    "words": {
-        "num_layers": 10,
-        "mlp_targets": True,
-        "layer_norm": "layer",
-        "target_norm": False,
-        "beta": 4.0,
-        "loss_scale": 1.0,
-        "head_layers": 2,
-        "mask_ratio": 0.3,
-        "mask_length": 4,
-        "momentum": (0.999, 0.9999),
-        "momentum_steps": 300_000,
-    },
-}
 
 
 class Data2Vec(MaskedJEPA):
@@ -122,7 +93,8 @@ class Data2Vec(MaskedJEPA):
 
     encoder_sizes: tuple[str, ...] = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     shared: tuple[str, ...] = ("patch_embed", "conv_positions")  # parts of the encoder that the teacher has from it
-    published = PUBLISHED
+    published = DATA2VEC
+    masks_tokens = True  # whether the encoder needs a mask token, or must not have one
     any_size = True
 
     def __init__(
@@ -160,7 +132,15 @@ class Data2Vec(MaskedJEPA):
         if hold is not None and not 0 <= hold < 1:
             raise ValueError(f"hold is the share of the training in [0, 1), got {hold}")
         super().__init__(momentum=momentum, **options)
-        blocks = len(self.context_encoder.blocks)
+        blocks, tokenizer = len(self.context_encoder.blocks), self.context_encoder.patch_embed
+        mask_token, mask_word = (getattr(tokenizer, name, None) for name in ("mask_token", "mask_word"))
+        encoder = type(self.context_encoder).__name__
+        if self.masks_tokens and mask_token is None and mask_word is None:
+            raise ValueError(
+                f"this {encoder} has no mask token: give it mask_token=True, or a mask_word, or another one"
+            )
+        if not self.masks_tokens and mask_token is not None:
+            raise ValueError(f"this {encoder} has a mask token that nothing would train: give mask_token=False")
         if not 1 <= num_layers <= blocks:
             raise ValueError(f"num_layers must be between 1 and the {blocks} blocks of the encoder, got {num_layers}")
 
@@ -356,23 +336,3 @@ class Data2Vec(MaskedJEPA):
 def copied(step: int, total: int) -> float:
     """The momentum of what a teacher has from its student."""
     return 0.0
-
-
-def instance_norm(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Tokens `[B, N, D]` of which every feature has a mean of zero and a deviation of one over an observation's tokens.
-
-    Args:
-        tokens: `[B, N, D]`.
-        valid: BoolTensor `[B, N]`, which tokens count; all without.
-
-    >>> instance_norm(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])).squeeze()
-    tensor([-1.0000,  1.0000,  7.0000])
-    """
-    if valid is None:
-        variance, mean = torch.var_mean(tokens, 1, correction=0, keepdim=True)
-    else:
-        weight = valid.unsqueeze(-1).to(tokens.dtype)
-        weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
-        mean = (tokens * weight).sum(1, keepdim=True)
-        variance = ((tokens - mean).square() * weight).sum(1, keepdim=True)
-    return (tokens - mean) * (variance + 1e-5).rsqrt()

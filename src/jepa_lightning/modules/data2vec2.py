@@ -13,6 +13,7 @@ from jepa_lightning.draws import Rng
 from jepa_lightning.masking import InverseBlockMasking, Masks, SpanMasking
 from jepa_lightning.masking.masks import skipping_gaps
 from jepa_lightning.modules.data2vec import Data2Vec, LayerNorm
+from jepa_lightning.modules.data2vec_published import DATA2VEC2
 from jepa_lightning.modules.ijepa import pair
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks import ConvDecoder, PostNormVisionTransformer, gather_tokens
@@ -31,35 +32,6 @@ class Clones(NamedTuple):
     context: Tensor
     targets: Tensor
     noise: Tensor
-
-
-# By what is observed, the options of published runs that differ from the defaults; what shapes tell is not among them.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "2.0 images": {},
-    "2.0 waves": {
-        "num_masks": 8,
-        "mask_ratio": 0.39,
-        "mask_length": 5,
-        "num_layers": 8,
-        "target_norm": False,
-        "ema_tokenizer": False,
-        "cls_weight": 0.0,
-        "momentum": (0.999, 0.99999),
-        "momentum_steps": 75_000,
-    },
-    "2.0 words": {
-        "num_masks": 8,
-        "mask_ratio": 0.48,
-        "mask_length": 1,
-        "num_layers": 12,
-        "target_norm": False,
-        "loss_scale": 1.0,
-        "predictor_residual": False,
-        "ema_tokenizer": False,
-        "cls_weight": 0.0,
-        "momentum": (0.9999, 0.99999),
-    },
-}
 
 
 class Data2Vec2(Data2Vec):
@@ -123,7 +95,8 @@ class Data2Vec2(Data2Vec):
     Source: data2vec 2.0 (arXiv 2212.07525), sections 3 and 4.
     """
 
-    published = PUBLISHED
+    published = DATA2VEC2
+    masks_tokens = False
 
     def __init__(
         self,
