@@ -65,7 +65,7 @@ def load_encoder(
         return encoder.eval().requires_grad_(False)
     size, heads = image_size or told.get("image_size"), num_heads or told.get("num_heads")
     dimensions = state.get("patch_embed.proj.weight", torch.empty(0)).ndim
-    if "data2vec" in told or "bias.table" in state or "cls_token" in state:
+    if "data2vec" in told or "bias.table" in state or ("cls_token" in state and dimensions == 4):
         if num_frames:
             raise ValueError(f"{path} encodes no clips: it takes no num_frames")
         further: dict[str, Any] = {"pad_word": 1} if str(told.get("data2vec")).endswith("words") else {}
