@@ -81,7 +81,9 @@ def test_update(variant: str) -> None:
     trainer = quiet_trainer(max_epochs=1, log_every_n_steps=1)
     trainer.fit(module, DataLoader([golden_batch(variant)], batch_size=None))
     found = dict(module.named_parameters())
-    ours = {name: official._ours(name_in_checkpoint(name)) for name in theirs if name.startswith(("grad/", "after_step/"))}
+    ours = {
+        name: official._ours(name_in_checkpoint(name)) for name in theirs if name.startswith(("grad/", "after_step/"))
+    }
     gradients = {ours[name]: value for name, value in theirs.items() if name.startswith("grad/")}
     after = {ours[name]: value for name, value in theirs.items() if name.startswith("after_step/")}
     assert_close(module.task_moment, after.pop("task_moment"), "moment")

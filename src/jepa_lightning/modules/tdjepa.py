@@ -1,4 +1,4 @@
-"""TD-JEPA: what follows an action if a policy goes on, and a policy for any reward (Bagatella et al., arXiv 2510.00739)."""
+"""TD-JEPA: what follows an action if a policy goes on, and a policy for any reward (arXiv 2510.00739)."""
 
 from __future__ import annotations
 
@@ -125,6 +125,8 @@ class TDJEPA(JEPA):
 
     reads = ("observation", "action", "next_observation", "terminated")
     task_moment: Tensor
+    target_phi: Any
+    target_psi: Any
 
     def __init__(
         self,
@@ -193,17 +195,17 @@ class TDJEPA(JEPA):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """A step of the networks that predict, then one of the actor by what they have become; teachers follow."""
-        predicting, acting = self.optimizers()  # type: ignore[attr-defined]
+        predicting, acting = self.optimizers()  # type: ignore[misc]
         size = len(self.observations(batch)[0])
         drawn = self._drawn(batch, size, batch_idx)
         seen = self.see(batch, drawn)
         task = self.tasks(seen, drawn)
         latents = self.predict(seen, task, drawn)
         terms = self.loss(latents)
-        self._step(predicting, terms["loss"])
+        self._descend(predicting, terms["loss"])
         self._remember(latents)
         terms |= self.actor_loss(seen, task, drawn)
-        self._step(acting, terms["actor_loss"])
+        self._descend(acting, terms["actor_loss"])
         self.log_terms(terms, "train", size)
         return {**terms, "latents": latents.detach(), "drawn": drawn}
 
@@ -246,7 +248,7 @@ class TDJEPA(JEPA):
         return to_sphere(torch.where(drawn.mix < self.hparams.goal_share, goals, drawn.task))
 
     def predict(self, seen: Seen, task: Tensor, drawn: Drawn) -> Latents:
-        """What each predictor says will follow, of all heads, and what it should have said (equation 8)."""
+        """What each predictor says will follow, of all heads, and what it should have said."""
         given, states = self.hparams, {"phi": self.phi(seen.state)}
         with torch.no_grad():
             following = {"phi": self.target_phi(seen.next_state)}
@@ -269,7 +271,7 @@ class TDJEPA(JEPA):
         return Latents(predictions, embeddings, embeddings["phi"])
 
     def loss(self, latents: Latents) -> dict[str, Tensor]:
-        """The distances of both predictions and, by their weights, the orthonormality of both embeddings (equation 9)."""
+        """The distances of both predictions and, by their weights, how orthonormal both embeddings are."""
         terms, loss = {}, torch.zeros((), device=self.device)
         for name, each in latents.predictions.items():
             terms[f"{name}_td"] = weighted_over_ranks(self.distances(each.prediction, each.target), None)
@@ -290,7 +292,8 @@ class TDJEPA(JEPA):
         value = pessimistic(values, given.actor_pessimism).mean()
         loss, wanted = -value, seen.action
         if self.flow is not None:
-            assert drawn.flow is not None and drawn.flow_time is not None
+            assert drawn.flow is not None
+            assert drawn.flow_time is not None
             on_the_way = (1 - drawn.flow_time) * drawn.flow + drawn.flow_time * seen.action
             velocity = self.flow(sees, on_the_way, drawn.flow_time)
             terms["flow_loss"] = F.mse_loss(velocity, seen.action - drawn.flow)
@@ -342,7 +345,9 @@ class TDJEPA(JEPA):
         """
         rewards = rewards.reshape(-1).double().cpu()
         if len(rewards) != len(observations) or not rewards.isfinite().all():
-            raise ValueError(f"expected {len(observations)} finite rewards, one for each state, got {list(rewards.shape)}")
+            raise ValueError(
+                f"expected {len(observations)} finite rewards, one for each state, got {list(rewards.shape)}"
+            )
         if not rewards.any():
             raise ValueError("all rewards are zero, which makes no task: give states of which some are rewarded")
         psi = torch.cat([self.task_encoder(self._encode(part)) for part in observations.split(1024)])
@@ -404,14 +409,14 @@ class TDJEPA(JEPA):
         """ψ."""
         return self.phi if self.hparams.symmetric else self.psi
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
+    def _descend(self, optimizer: Any, loss: Tensor) -> None:
         """One of an optimiser, which needs the gradients of its own parameters only."""
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         optimizer.zero_grad()
         if num_ranks() == 1:
             self.manual_backward(loss, inputs=own)
         else:  # DDP waits for the gradients of all
-            for other in self.optimizers():  # type: ignore[attr-defined]
+            for other in self.optimizers():  # type: ignore[union-attr]
                 other.zero_grad()
             self.manual_backward(loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad))
         optimizer.step()
@@ -493,7 +498,15 @@ def _check(given: Any) -> None:
     for name, (low, high) in shares.items():
         if not low <= given[name] <= high or (name == "discount" and given[name] == 1):
             raise ValueError(f"{name} must lie in [0, 1{')' if name == 'discount' else ']'}, got {given[name]}")
-    for name in ("phi_ortho", "psi_ortho", "bc_coeff", "actor_std", "actor_clip", "predictor_pessimism", "actor_pessimism"):
+    for name in (
+        "phi_ortho",
+        "psi_ortho",
+        "bc_coeff",
+        "actor_std",
+        "actor_clip",
+        "predictor_pessimism",
+        "actor_pessimism",
+    ):
         if not 0 <= given[name] < math.inf:
             raise ValueError(f"{name} must not be negative, got {given[name]}")
     for name in ("lr", "lr_phi", "lr_psi", "lr_predictor", "lr_actor", "lr_flow"):

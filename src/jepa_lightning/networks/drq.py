@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class DrQEncoder(nn.Module):
-    """Frames to a vector of 256 numbers: four convolutions of three pixels, the first at every other one, and a normed linear map.
+    """Frames to a vector of 256 numbers: four convolutions, of which the first halves the sides, and a linear map.
 
     Args:
         frame_shape: channels (of stacked frames, of all together), rows and columns.
@@ -28,7 +28,7 @@ class DrQEncoder(nn.Module):
             raise ValueError(f"frames are given by [channels, rows, columns], not by {list(frame_shape)}")
         channels, rows, columns = frame_shape
         if min(rows, columns) < 15:
-            raise ValueError(f"frames of {rows} × {columns} pixels are too small for four convolutions: give 15 or more")
+            raise ValueError(f"frames of {rows} × {columns} pixels are too small for four convolutions: give 15")
         layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, stride=2), nn.ReLU()]
         for _ in range(3):
             layers += [nn.Conv2d(32, 32, 3), nn.ReLU()]

@@ -75,14 +75,12 @@ class TaskPredictor(nn.Module):
 
     def forward(self, state: Tensor, action: Tensor, task: Tensor) -> Tensor:
         """Of states `[B, S]`, actions `[B, A]` and tasks `[B, Z]`, the prediction of each head, `[H, B, D]`."""
-        of_task, of_action = (
-            torch.cat([state, other], -1).expand(self.heads, -1, -1) for other in (task, action)
-        )
+        of_task, of_action = (torch.cat([state, other], -1).expand(self.heads, -1, -1) for other in (task, action))
         return self.head(torch.cat([self.embed_action(of_action), self.embed_task(of_task)], -1))
 
 
 class TaskActor(nn.Module):
-    """The mean action of a policy for a task, in [−1, 1]; of a policy of noise, the action that the noise is turned into.
+    """The mean action of a policy for a task, in [−1, 1]; or, of a policy of noise, what the noise is turned into.
 
     Args:
         state_dim: numbers of what it sees.
@@ -117,7 +115,10 @@ class TaskActor(nn.Module):
     def forward(self, state: Tensor, task: Tensor, noise: Tensor | None = None) -> Tensor:
         """Of states `[B, S]`, tasks `[B, Z]` and, where it takes it, noise `[B, A]`, actions `[B, A]`."""
         further = [noise] if self.noise and noise is not None else []
-        embedded = [self.embed_state(torch.cat([state, *further], -1)), self.embed_task(torch.cat([state, task, *further], -1))]
+        embedded = [
+            self.embed_state(torch.cat([state, *further], -1)),
+            self.embed_task(torch.cat([state, task, *further], -1)),
+        ]
         return torch.tanh(self.head(torch.cat(embedded, -1)))
 
 
@@ -135,9 +136,9 @@ class VectorField(nn.Module):
 
     def __init__(self, state_dim: int, action_dim: int, hidden_dim: int = 512, hidden_layers: int = 4) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim + 1, hidden_dim), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Linear(state_dim + action_dim + 1, hidden_dim), nn.GELU()]
         for _ in range(hidden_layers - 1):
-            layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
+            layers += [nn.Linear(hidden_dim, hidden_dim), nn.GELU()]
         self.net = nn.Sequential(*layers, nn.Linear(hidden_dim, action_dim))
         self.apply(orthogonal)
 

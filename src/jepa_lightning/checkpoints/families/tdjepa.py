@@ -1,4 +1,4 @@
-"""Official checkpoints of TD-JEPA (facebookresearch/td_jepa): folders of `config.json` and `model/model.safetensors`."""
+"""Official checkpoints of TD-JEPA (facebookresearch/td_jepa): folders of options and weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _NETWORKS = {
     "_psi_predictor.": "psi_predictor.",
     "_z_cov": "task_moment",
 }
-_LAYERS = {".embed_z.": ".embed_task.", ".embed_sa.": ".embed_action.", ".embed_s.": ".embed_state."} | {
+_LAYERS = {
+    ".embed_z.": ".embed_task.",
+    ".embed_sa.": ".embed_action.",
+    ".embed_s.": ".embed_state.",
     ".Fs.": ".head.",
     ".policy.": ".head.",
 }
@@ -63,7 +66,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], StateDict]:
         raise ValueError(f"{path} cannot be read, it may be cut short or spoilt: {error}") from error
     if not str(config.get("name")).startswith("TDJEPA"):
         raise ValueError(f"{path} is of a {config.get('name')}, not of a TDJEPAAgent or TDJEPAFlowBCAgent")
-    state = {_ours(name): value for name, value in theirs.items()}
+    state = {renamed(name): value for name, value in theirs.items()}
     try:
         return _options(config, state), state
     except KeyError as error:
@@ -101,11 +104,14 @@ def _options(config: dict[str, Any], state: StateDict) -> dict[str, Any]:
         **{ours: training[theirs] for theirs, ours in _TRAINING.items() if theirs in training},
     }
     if flow:
-        options |= {"flow_dim": networks["actor_vf"]["hidden_dim"], "flow_layers": networks["actor_vf"]["hidden_layers"]}
+        options |= {
+            "flow_dim": networks["actor_vf"]["hidden_dim"],
+            "flow_layers": networks["actor_vf"]["hidden_layers"],
+        }
     return options
 
 
-def _ours(name: str) -> str:
+def renamed(name: str) -> str:
     target = "target_" if name.startswith("_target_") else ""
     name = name.replace("_target_", "_", 1) if target else name
     prefix = next((theirs for theirs in _NETWORKS if name.startswith(theirs)), "")
