@@ -13,6 +13,7 @@ from jepa_lightning.data import (
     SeriesDataModule,
     ShapesDataModule,
     TrajectoriesDataModule,
+    TransitionsDataModule,
     VideoDataModule,
 )
 from jepa_lightning.modules import (
@@ -65,6 +66,7 @@ __all__ = [
     "Teacher",
     "Tokens",
     "TrajectoriesDataModule",
+    "TransitionsDataModule",
     "VideoDataModule",
     "callbacks",
     "evaluation",

@@ -1,4 +1,4 @@
-"""Data modules: rendered shapes and moving shapes, which need no download, images, videos, series, and episodes."""
+"""Data modules: rendered shapes and clips, which need no download, images, videos, series, episodes and their steps."""
 
 from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
 from jepa_lightning.data.images import ImageBatch, ImageDataModule
@@ -13,6 +13,7 @@ from jepa_lightning.data.synthetic import (
     ShapesDataset,
 )
 from jepa_lightning.data.trajectories import TrajectoriesDataModule
+from jepa_lightning.data.transitions import TransitionsDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ShapesDataModule",
     "ShapesDataset",
     "TrajectoriesDataModule",
+    "TransitionsDataModule",
     "VideoBatch",
     "VideoDataModule",
     "Visit",

@@ -112,6 +112,7 @@ def _options(config: dict[str, Any], state: StateDict) -> dict[str, Any]:
 
 
 def renamed(name: str) -> str:
+    """A weight's name of an official checkpoint by ours."""
     target = "target_" if name.startswith("_target_") else ""
     name = name.replace("_target_", "_", 1) if target else name
     prefix = next((theirs for theirs in _NETWORKS if name.startswith(theirs)), "")
