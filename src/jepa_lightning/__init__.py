@@ -31,7 +31,7 @@ from jepa_lightning.modules import (
     MaskedJEPA,
     Teacher,
 )
-from jepa_lightning.planning import load_planner
+from jepa_lightning.planning import load_agent, load_planner
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
@@ -70,6 +70,7 @@ __all__ = [
     "VideoDataModule",
     "callbacks",
     "evaluation",
+    "load_agent",
     "load_encoder",
     "load_planner",
     "losses",

@@ -59,8 +59,10 @@ class DMControl(gymnasium.Env[Array, Array]):
         self.environment = suite.load(domain, task)
         self.observation, self.image_size, self.camera, self.render_mode = observation, image_size, camera, render_mode
         action = self.environment.action_spec()
-        bounds = (np.broadcast_to(each, action.shape).astype(np.float32) for each in (action.minimum, action.maximum))
-        self.action_space = gymnasium.spaces.Box(*bounds)
+        low, high = (
+            np.broadcast_to(each, action.shape).astype(np.float32) for each in (action.minimum, action.maximum)
+        )
+        self.action_space = gymnasium.spaces.Box(low, high)
         if observation == "pixels":
             self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         else:

@@ -195,7 +195,7 @@ class TDJEPA(JEPA):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """A step of the networks that predict, then one of the actor by what they have become; teachers follow."""
-        predicting, acting = self.optimizers()  # type: ignore[misc]
+        predicting, acting = self.optimizers()  # type: ignore[attr-defined]
         size = len(self.observations(batch)[0])
         drawn = self._drawn(batch, size, batch_idx)
         seen = self.see(batch, drawn)
@@ -383,6 +383,11 @@ class TDJEPA(JEPA):
         drawn = self.draw(batch, Rng.fresh(len(self.observations(batch)[0]), self.device)) if drawn is None else drawn
         seen = self.see(batch, drawn)
         return self.predict(seen, self.tasks(seen, drawn), drawn)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As all modules, with the class, by which `load_agent` finds it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def features(self, batch: Any) -> Tokens:
         """φ of the states."""

@@ -41,11 +41,11 @@ class DrQEncoder(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 gain = nn.init.calculate_gain("relu") if isinstance(layer, nn.Conv2d) else 1.0
                 nn.init.orthogonal_(layer.weight, gain)
-                nn.init.zeros_(layer.bias)
+                nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames `[B, C, H, W]` in 0 … 255, uint8 or float, to `[B, 256]`."""
-        return self.projection(self.convolutions(frames.to(self.projection[1].weight.dtype) / 255 - 0.5))
+        return self.projection(self.convolutions(frames.float() / 255 - 0.5))
 
 
 def shift_frames(frames: Tensor, uniform: Tensor, most: int) -> Tensor:

@@ -130,6 +130,7 @@ def _of_one(episode: Episode, source: str, names: dict[str, str]) -> tuple[tuple
         wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), int(np.prod(values.shape[1:]))).all(1))
         if len(wrong):
             raise ValueError(f"{name} of {source} are not finite at step {wrong[0]}: {values[wrong[0]]}")
-    if "physics" in episode:
-        return (*part, np.asarray(episode["physics"].read(1, steps + 1))), lost
+    for name in ("physics", "scene"):
+        if name in episode:
+            return (*part, np.asarray(episode[name].read(1, steps + 1))), lost
     return part, lost
