@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
+from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TDJEPA, TJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
 from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
@@ -280,6 +280,47 @@ TINY_AC: dict[str, Any] = {
     "warmup": 0.0,
 }
 
+
+class Steps(NamedTuple):
+    """Steps of an environment: vectors `[B, 6]` or frames `[B, 3, 16, 16]`, actions `[B, 2]`, and a class."""
+
+    observation: Tensor
+    action: Tensor
+    next_observation: Tensor
+    terminated: Tensor
+    kind: Tensor
+
+
+def steps(count: int = 16) -> Steps:
+    observed, action, following, kind = toys.transitions(count)
+    return Steps(observed, action.tanh(), following, torch.arange(count) % 5 == 0, kind)
+
+
+def frame_steps(count: int = 16) -> Steps:
+    observed, kind = images(count)
+    frames = (observed.clamp(-3, 5) * 30 + 100).to(torch.uint8)
+    _, action, _, terminated, _ = steps(count)
+    return Steps(frames, action, frames.flip(2), terminated, kind)
+
+
+TINY_TD: dict[str, Any] = {
+    "observation_dim": 6,
+    "action_dim": 2,
+    "phi_dim": 8,
+    "psi_dim": 6,
+    "phi_layers": 1,
+    "psi_layers": 1,
+    "encoder_dim": 12,
+    "predictor_dim": 16,
+    "actor_dim": 16,
+    "flow_dim": 12,
+    "flow_layers": 2,
+    "flow_steps": 3,
+    "encoder_tau": 0.3,
+    "predictor_tau": 0.5,
+    "lr": 1e-3,
+}
+
 # What a method reads that has neither images nor, where there are `num_frames`, clips.
 DATA: dict[str, Callable[[int], Any]] = {"TS-JEPA": series, "T-JEPA": tracks}
 OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
@@ -293,6 +334,9 @@ CASES: dict[str, Case] = {
     "three predictions": Case(toys.ThreePredictions, {"warmup": 0.0}, toys.sets),
     "frozen encoder": Case(toys.Frozen, OF_IMAGES, images),
     "V-JEPA 2-AC": Case(VJEPA2AC, TINY_AC, driven),
+    "TD-JEPA": Case(TDJEPA, TINY_TD, steps),
+    "TD-JEPA, flow": Case(TDJEPA, TINY_TD | {"actor": "flow", "bc_coeff": 0.3, "scale_goals": True}, steps),
+    "TD-JEPA, pixels": Case(TDJEPA, TINY_TD | {"observation_dim": [3, 16, 16], "symmetric": True}, frame_steps),
     "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
 }
 
@@ -306,12 +350,16 @@ def made(name: str, **options: Any) -> Any:
 class PlainSteps:
     """Plain gradient steps, which do not blow up rounding errors as Adam's do, with the method's rates; fast teachers.
 
-    A method that optimises by hand keeps its own steps.
+    A method that optimises by hand has as many optimisers as it has by itself.
     """
 
     def configure_optimizers(self: Any) -> Any:
         if not self.automatic_optimization:
-            return super().configure_optimizers()  # type: ignore[misc]
+            given = super().configure_optimizers()  # type: ignore[misc]
+            parts = [[p for group in each.param_groups for p in group["params"]] for each in given]
+            return [
+                torch.optim.SGD(part, lr=0.05 if type(self).__name__ == "PlainTwoEncoders" else 1e-3) for part in parts
+            ]
         groups = self.parameter_groups(0.0)
         return torch.optim.SGD([{"params": g["params"], "lr": 0.05 * g["multiplier"]} for g in groups], lr=0.05)
 

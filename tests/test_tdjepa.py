@@ -82,7 +82,7 @@ def test_update(variant: str) -> None:
     trainer.fit(module, DataLoader([golden_batch(variant)], batch_size=None))
     found = dict(module.named_parameters())
     ours = {
-        name: official._ours(name_in_checkpoint(name)) for name in theirs if name.startswith(("grad/", "after_step/"))
+        name: official.renamed(name_in_checkpoint(name)) for name in theirs if name.startswith(("grad/", "after_step/"))
     }
     gradients = {ours[name]: value for name, value in theirs.items() if name.startswith("grad/")}
     after = {ours[name]: value for name, value in theirs.items() if name.startswith("after_step/")}

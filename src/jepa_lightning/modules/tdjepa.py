@@ -206,7 +206,10 @@ class TDJEPA(JEPA):
         self._remember(latents)
         terms |= self.actor_loss(seen, task, drawn)
         self._descend(acting, terms["actor_loss"])
-        self.log_terms(terms, "train", size)
+        # A step may take a millisecond, and to log a dozen numbers another one: only those that are looked at.
+        done, every = self.trainer.fit_loop.total_batch_idx + 1, self.trainer.log_every_n_steps
+        if self.trainer.is_last_batch or (every and done % every == 0):
+            self.log_terms(terms, "train", size)
         return {**terms, "latents": latents.detach(), "drawn": drawn}
 
     def draw(self, batch: Any, rng: Rng) -> Drawn:
