@@ -6,9 +6,9 @@
 The data are recorded without rewards: in half of the episodes somebody heads for one random place after another
 (`Wanderer`), in the others for nothing, by noise that lasts for some steps (`Drifter`). Each row is trained for
 `--minutes` of a core's time and then plays seven rewards that it has never seen, four corners and three others. The
-task of each is inferred from 10,000 labelled states of the data. Returns are normalised: 0 is random actions, 1 a scripted
-controller that knows the reward. A line is printed for each run and added to results.csv, and a table of all of them is
-printed at the end, with the interval of 95 % over seeds. Needs the extra `control`.
+task of each is inferred from 10,000 labelled states of the data. Returns are normalised: 0 is random actions, 1 a
+scripted controller that knows the reward. A line is printed for each run and added to results.csv, and a table of all
+of them is printed at the end, with the interval of 95 % over seeds. Needs the extra `control`.
 
 Rows: `main`; `random_psi`, whose task encoder is not trained; `symmetric`, where ψ is φ; `no_ortho`, without the
 orthonormality of both; `gamma_0`, which predicts one step only; `states`, successor features of the states themselves.
