@@ -23,9 +23,9 @@ from jepa_lightning.callbacks import CollapseMonitor
 from jepa_lightning.checkpoints.families import tdjepa as official
 from jepa_lightning.draws import Rng
 from jepa_lightning.losses import orthonormality
-from jepa_lightning.modules.tdjepa import Drawn, pessimistic
+from jepa_lightning.modules.tdjepa import Drawn
 from jepa_lightning.networks.drq import shift_frames
-from jepa_lightning.networks.policies import to_sphere
+from jepa_lightning.networks.policies import pessimistic, to_sphere
 
 GOLDEN = Path(__file__).parent / "golden" / "td_jepa"
 VARIANTS = ("asymmetric", "symmetric", "flow")
@@ -227,18 +227,18 @@ def test_values_are_discounted_sums() -> None:
     module = small(discount=0.5, predictor_dim=64, encoder_tau=1.0, predictor_tau=0.05, lr=3e-3, lr_phi=0.0, lr_psi=0.0)
     states = torch.eye(6)
     following = states.roll(-1, 0)
-    batch = Steps(states, torch.zeros(6, 2), following, torch.arange(6) == 4, torch.zeros(6))
-    rows = toys.Rows(Steps(*(field.repeat(2 * 300, *[1] * (field.ndim - 1)) for field in batch)))
-    trainer = quiet_trainer(max_epochs=1)
-    trainer.fit(module, DataLoader(rows, 12))
+    last, number = torch.arange(6) == 4, 24 * 400
+    place, action = torch.arange(number) % 6, toys.numbers(9, number, 2).tanh()
+    rows = Steps(states[place], action, following[place], last[place], torch.zeros(number))
+    quiet_trainer(max_epochs=1).fit(module, DataLoader(toys.Rows(rows), 24))
     psi = module.psi(following).detach()
-    goes_on = 1.0 - batch.terminated.float().unsqueeze(1)
+    goes_on = 1.0 - last.float().unsqueeze(1)
     sums = psi.clone()
     for _ in range(40):
         sums = psi + 0.5 * goes_on * sums.roll(-1, 0)
     task = to_sphere(toys.numbers(3, 6, 6))
     predicted = module.phi_predictor(module.phi(states), torch.zeros(6, 2), task).mean(0)
-    assert float((predicted - sums).norm() / sums.norm()) < 0.2
+    assert float((predicted - sums).norm() / sums.norm()) < 0.25
     assert float((predicted - psi).norm() / psi.norm()) > 0.4  # and not the next state's alone
 
 

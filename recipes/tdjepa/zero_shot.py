@@ -167,7 +167,7 @@ def recorded(options: argparse.Namespace) -> TransitionsDataModule:
     if not path.exists():
         here = "jepa_lightning.recipes.tdjepa.zero_shot"
         policies = {f"{here}.Wanderer": 0.5, f"{here}.Drifter": 0.5}
-        environment = make_environment(WORLD["id"], domain=WORLD["domain"], task=WORLD["task"])
+        environment = make_environment(WORLD["id"], **{name: WORLD[name] for name in WORLD if name != "id"})
         write(record(environment, policies, options.episodes, options.steps, seed=0), path)
     data = TransitionsDataModule(str(path), batch_size=options.batch_size)
     data.setup()

@@ -63,6 +63,11 @@ class Rng:
         keys = _mixed(places * _GOLDEN + self._next())
         return _uniform(keys.unsqueeze(1), shape)
 
+    def normal(self, *shape: int) -> Tensor:
+        """Normal numbers for each sample, `[B, *shape]`, float32; none is beyond 5.4."""
+        # Of uniform ones in the middle of their steps: the ends would be infinite.
+        return torch.erfinv(2 * self.sample(*shape) + (2.0**-24 - 1)) * math.sqrt(2)
+
     def shared(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) that are the same in all processes, `shape`, float32."""
         key = torch.full((1,), self._next(), device=self.device)

@@ -18,7 +18,14 @@ from jepa_lightning.losses.distributed import gather_samples, num_ranks, sum_ove
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks.drq import DrQEncoder, shift_frames
-from jepa_lightning.networks.policies import SphereEncoder, TaskActor, TaskPredictor, VectorField, to_sphere
+from jepa_lightning.networks.policies import (
+    SphereEncoder,
+    TaskActor,
+    TaskPredictor,
+    VectorField,
+    pessimistic,
+    to_sphere,
+)
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 
@@ -216,12 +223,12 @@ class TDJEPA(JEPA):
         """Tasks, the noise of actions and flows, and shifts of frames."""
         actions, flows = self.hparams.action_dim, self.flow is not None
         return Drawn(
-            task=_normal(rng, self.task_dim),
+            task=rng.normal(self.task_dim),
             goal=rng.shared(rng.batch_size * rng.ranks).argsort()[rng.rank :: rng.ranks],
             mix=rng.sample(1),
-            next_action=_normal(rng, actions),
-            action=_normal(rng, actions),
-            flow=_normal(rng, actions) if flows else None,
+            next_action=rng.normal(actions),
+            action=rng.normal(actions),
+            flow=rng.normal(actions) if flows else None,
             flow_time=rng.sample(1) if flows else None,
             shift=None if self.frames is None else rng.sample(4),
         )
@@ -474,24 +481,6 @@ class TDJEPA(JEPA):
         module = cls(**theirs | options)
         module.load_state_dict(state)
         return module
-
-
-def pessimistic(heads: Tensor, penalty: float) -> Tensor:
-    """The mean of H heads `[H, ...]`, less a penalty times how far two of them are apart on average.
-
-    >>> pessimistic(torch.tensor([[1.0], [3.0]]), 0.5)
-    tensor([1.])
-    """
-    mean = heads.mean(0)
-    if not penalty or len(heads) == 1:
-        return mean
-    apart = (heads.unsqueeze(0) - heads.unsqueeze(1)).abs().sum((0, 1)) / (len(heads) * (len(heads) - 1))
-    return mean - penalty * apart
-
-
-def _normal(rng: Rng, size: int) -> Tensor:
-    """Normal numbers `[B, size]`, of uniform ones in the middle of their steps of 2⁻²⁴."""
-    return torch.erfinv(2 * rng.sample(size) + (2.0**-24 - 1)) * math.sqrt(2)
 
 
 def _check(given: Any) -> None:

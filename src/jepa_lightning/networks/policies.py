@@ -206,6 +206,19 @@ def to_sphere(vectors: Tensor) -> Tensor:
     return math.sqrt(vectors.shape[-1]) * F.normalize(vectors, dim=-1)
 
 
+def pessimistic(heads: Tensor, penalty: float) -> Tensor:
+    """The mean of H heads `[H, ...]`, less a penalty times how far two of them are apart on average.
+
+    >>> pessimistic(torch.tensor([[1.0], [3.0]]), 0.5)
+    tensor([1.])
+    """
+    mean = heads.mean(0)
+    if not penalty or len(heads) == 1:
+        return mean
+    apart = (heads.unsqueeze(0) - heads.unsqueeze(1)).abs().sum((0, 1)) / (len(heads) * (len(heads) - 1))
+    return mean - penalty * apart
+
+
 def orthogonal(layer: nn.Module) -> None:
     """Initialise a layer: orthogonal weights, of heads by √2 larger, and no biases."""
     if isinstance(layer, nn.Linear):
