@@ -31,7 +31,9 @@ def orthonormality(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     check_batch(len(embeddings))
     embeddings = embeddings.float()
     size, norms = len(embeddings) * num_ranks(), embeddings.square().sum(1)
-    outer, fourth, total = embeddings.mT @ embeddings, norms.square().sum(), norms.sum()
+    with torch.autocast(embeddings.device.type, enabled=False):  # differences of large numbers
+        outer = embeddings.mT @ embeddings
+    fourth, total = norms.square().sum(), norms.sum()
     if num_ranks() > 1:
         sums = sum_over_ranks(torch.cat([outer.flatten(), torch.stack([fourth, total])]))
         outer, fourth, total = sums[:-2], sums[-2], sums[-1]

@@ -440,7 +440,8 @@ class TDJEPA(JEPA):
     def _remember(self, latents: Latents) -> None:
         """ψ's second moment, slowly; a batch that is not finite leaves no trace."""
         psi = latents.embeddings["phi" if self.hparams.symmetric else "psi"].values.squeeze(1).float()
-        moment = sum_over_ranks(psi.mT @ psi) / (len(psi) * num_ranks())
+        with torch.autocast(psi.device.type, enabled=False):
+            moment = sum_over_ranks(psi.mT @ psi) / (len(psi) * num_ranks())
         moved = self.task_moment.lerp(moment, 0.005)
         self.task_moment.copy_(torch.where(moved.isfinite().all(), moved, self.task_moment))
 
