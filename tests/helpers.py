@@ -356,15 +356,18 @@ class PlainSteps:
     def configure_optimizers(self: Any) -> Any:
         if not self.automatic_optimization:
             given = super().configure_optimizers()  # type: ignore[misc]
-            parts = [[p for group in each.param_groups for p in group["params"]] for each in given]
-            return [
-                torch.optim.SGD(part, lr=0.05 if type(self).__name__ == "PlainTwoEncoders" else 1e-3) for part in parts
-            ]
+            if all(isinstance(each, torch.optim.SGD) for each in given):
+                return given
+            return [torch.optim.SGD(parameters_of(each), lr=1e-3) for each in given]
         groups = self.parameter_groups(0.0)
         return torch.optim.SGD([{"params": g["params"], "lr": 0.05 * g["multiplier"]} for g in groups], lr=0.05)
 
     def teachers(self) -> Any:
         return [teacher._replace(momentum=half) for teacher in super().teachers()]  # type: ignore[misc]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def half(step: int, total: int) -> float:
