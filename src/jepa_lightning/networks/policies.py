@@ -200,8 +200,8 @@ def trunk(hidden_dim: int, outputs: int, hidden_layers: int, heads: int = 1) -> 
 def to_sphere(vectors: Tensor) -> Tensor:
     """Vectors `[..., D]` at the length √D.
 
-    >>> to_sphere(torch.tensor([[3.0, 4.0]])).norm() ** 2
-    tensor(2.)
+    >>> to_sphere(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.8485, 1.1314]])
     """
     return math.sqrt(vectors.shape[-1]) * F.normalize(vectors, dim=-1)
 
