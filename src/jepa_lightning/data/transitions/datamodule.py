@@ -135,7 +135,7 @@ class TransitionsDataModule(SplitDataModule):
 
     def largest_batch(self, samples: int) -> int:
         """Any: a step may be drawn again."""
-        return self.batch_size if hasattr(self, "_batch_size") else 2**31
+        return 2**31
 
     def _make_sets(self, source: str) -> None:
         for role, steps in self.steps.items():
