@@ -25,6 +25,7 @@ from jepa_lightning import (
     CJEPA,
     DMTJEPA,
     IJEPA,
+    TDJEPA,
     TJEPA,
     TSJEPA,
     VJEPA,
@@ -331,6 +332,47 @@ TINY_AC: dict[str, Any] = {
     "warmup": 0.0,
 }
 
+
+class Steps(NamedTuple):
+    """Steps of an environment: vectors `[B, 6]` or frames `[B, 3, 16, 16]`, actions `[B, 2]`, and a class."""
+
+    observation: Tensor
+    action: Tensor
+    next_observation: Tensor
+    terminated: Tensor
+    kind: Tensor
+
+
+def steps(count: int = 16) -> Steps:
+    observed, action, following, kind = toys.transitions(count)
+    return Steps(observed, action.tanh(), following, torch.arange(count) % 5 == 0, kind)
+
+
+def frame_steps(count: int = 16) -> Steps:
+    observed, kind = images(count)
+    frames = (observed.clamp(-3, 5) * 30 + 100).to(torch.uint8)
+    _, action, _, terminated, _ = steps(count)
+    return Steps(frames, action, frames.flip(2), terminated, kind)
+
+
+TINY_TD: dict[str, Any] = {
+    "observation_dim": 6,
+    "action_dim": 2,
+    "phi_dim": 8,
+    "psi_dim": 6,
+    "phi_layers": 1,
+    "psi_layers": 1,
+    "encoder_dim": 12,
+    "predictor_dim": 16,
+    "actor_dim": 16,
+    "flow_dim": 12,
+    "flow_layers": 2,
+    "flow_steps": 3,
+    "encoder_tau": 0.3,
+    "predictor_tau": 0.5,
+    "lr": 1e-3,
+}
+
 # What a method reads that has neither images nor, where there are `num_frames`, clips.
 DATA: dict[str, Callable[[int], Any]] = {"TS-JEPA": series, "T-JEPA": tracks}
 OF_IMAGES = {"image_size": 16, "predictor_embed_dim": 8, "predictor_depth": 1, "warmup": 0.0}
@@ -346,6 +388,9 @@ CASES: dict[str, Case] = {
     "V-JEPA 2-AC": Case(VJEPA2AC, TINY_AC, driven),
     "data2vec of waves": Case(Data2Vec, OF_WAVES, waves),
     "data2vec 2.0 of words": Case(Data2Vec2, OF_WORDS, words),
+    "TD-JEPA": Case(TDJEPA, TINY_TD, steps),
+    "TD-JEPA, flow": Case(TDJEPA, TINY_TD | {"actor": "flow", "bc_coeff": 0.3, "scale_goals": True}, steps),
+    "TD-JEPA, pixels": Case(TDJEPA, TINY_TD | {"observation_dim": [3, 16, 16], "symmetric": True}, frame_steps),
     "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
 }
 
@@ -359,17 +404,24 @@ def made(name: str, **options: Any) -> Any:
 class PlainSteps:
     """Plain gradient steps, which do not blow up rounding errors as Adam's do, with the method's rates; fast teachers.
 
-    A method that optimises by hand keeps its own steps.
+    A method that optimises by hand has as many optimisers as it has by itself.
     """
 
     def configure_optimizers(self: Any) -> Any:
         if not self.automatic_optimization:
-            return super().configure_optimizers()  # type: ignore[misc]
+            given = super().configure_optimizers()  # type: ignore[misc]
+            if all(isinstance(each, torch.optim.SGD) for each in given):
+                return given
+            return [torch.optim.SGD(parameters_of(each), lr=1e-3) for each in given]
         groups = self.parameter_groups(0.0)
         return torch.optim.SGD([{"params": g["params"], "lr": 0.05 * g["multiplier"]} for g in groups], lr=0.05)
 
     def teachers(self) -> Any:
         return [teacher._replace(momentum=half) for teacher in super().teachers()]  # type: ignore[misc]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def half(step: int, total: int) -> float:

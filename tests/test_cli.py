@@ -367,7 +367,8 @@ def test_the_last_checkpoint_of_runs_with_a_logger(logger: list[str]) -> None:
 ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
 EVALUATIONS = [name for name in ALL if name.startswith("evaluation/")]
 WORLDS = [name for name in ALL if name.startswith("vjepa2ac/")]
-NAMES = [name for name in ALL if name not in (*EVALUATIONS, *WORLDS) and not name.startswith("cluster/")]
+AGENTS = [name for name in ALL if name.startswith("tdjepa/")]
+NAMES = [name for name in ALL if name not in (*EVALUATIONS, *WORLDS, *AGENTS) and not name.startswith("cluster/")]
 # Millions of parameters of encoder and predictor, as published (see test_checkpoints.py).
 PUBLISHED = {
     "ijepa/imagenet_vitb16.yaml": (85.8, 11.3),
@@ -624,6 +625,52 @@ def test_world_model_recipe(name: str, tmp_path: Path, capsys: pytest.CaptureFix
         assert f"Its plans reach {share:.0f} % of the goals in TwoRoom." in printed
         assert "jepa plan --config" in printed
         main(["plan", *arguments, f"--ckpt_path={saved}", "--num_episodes=2"])
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_agent_recipe(name: str, tmp_path: Path) -> None:
+    """The networks' sizes, as by hand; then steps of small ones, on files of the recipe's kind."""
+    recipe = yaml.safe_load((RECIPES / name).read_text())
+    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    module = built(recipe)
+    state = 256 if isinstance(model["observation_dim"], list) else model["observation_dim"]
+    width, deeper = model["predictor_dim"], model.get("predictor_layers", 1)
+    heads = 0
+    for phi, psi in ((model["phi_dim"], model["psi_dim"]), (model["psi_dim"], model["phi_dim"])):
+        for inputs in (phi + model["psi_dim"], phi + model["action_dim"]):
+            heads += 2 * ((inputs + 3) * width + (width + 1) * width // 2)
+        heads += 2 * (deeper * (width + 1) * width + (width + 1) * psi)
+    found = sum(p.numel() for each in (module.phi_predictor, module.psi_predictor) for p in each.parameters())
+    assert found == heads
+    if not model["phi_layers"]:
+        assert sum(p.numel() for p in module.phi.parameters()) == (state + 1) * model["phi_dim"]
+    if "dmc" in name or "ogbench" in name:
+        assert recipe["trainer"]["max_epochs"] * data["batches_an_epoch"] in (1_000_000, 2_000_000, 3_000_000)
+        assert data["batch_size"] == (1024 if "dmc" in name and "pixels" not in name else 256)
+        (tmp_path / "files").mkdir()
+        for number in range(2):
+            columns = data.get("columns", {})
+            shape = (64, 64, 3) if isinstance(model["observation_dim"], list) else (state,)
+            seen = (
+                np.random.default_rng(number)
+                .integers(0, 255, (12, *shape))
+                .astype(np.uint8 if len(shape) == 3 else np.float32)
+            )
+            rows = {columns.get("observation", "observation"): seen, "action": np.zeros((12, model["action_dim"]))}
+            if "dmc" in name:
+                rows |= {"discount": np.ones((12, 1)), "reward": np.zeros((12, 1))}
+            else:
+                rows = {f"{key}s": value for key, value in rows.items()} | {"terminals": np.arange(12) == 11}
+            np.savez(tmp_path / "files" / f"episode_{number}.npz", **rows)
+        data["root"] = str(tmp_path / "files")
+    else:
+        data |= {"num_episodes": 4, "max_steps": 12, "held_out": 0.5}
+    data |= {"batches_an_epoch": 2, "batch_size": 4}
+    model |= {"predictor_dim": 16, "actor_dim": 16, "encoder_dim": 16, "phi_dim": 8, "psi_dim": 8, "flow_dim": 16}
+    recipe["trainer"]["max_epochs"] = 1
+    main(["fit", "--config", to_yaml("recipe.yaml", recipe), SPY, *RUN])
+    assert Spy.seen["trainer"].global_step == 4  # two optimisers
+    assert torch.isfinite(Spy.seen["trainer"].callback_metrics["train/loss"])
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

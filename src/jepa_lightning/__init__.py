@@ -16,6 +16,7 @@ from jepa_lightning.data import (
     TextDataModule,
     TonesDataModule,
     TrajectoriesDataModule,
+    TransitionsDataModule,
     VideoDataModule,
     WaveformDataModule,
 )
@@ -24,6 +25,7 @@ from jepa_lightning.modules import (
     DMTJEPA,
     IJEPA,
     JEPA,
+    TDJEPA,
     TJEPA,
     TSJEPA,
     VJEPA,
@@ -35,7 +37,7 @@ from jepa_lightning.modules import (
     MaskedJEPA,
     Teacher,
 )
-from jepa_lightning.planning import load_planner
+from jepa_lightning.planning import load_agent, load_planner
 from jepa_lightning.step import Latents, Prediction, Tokens
 
 __version__ = version("jepa-lightning")
@@ -51,6 +53,7 @@ __all__ = [
     "IJEPA",
     "JEPA",
     "RECIPES",
+    "TDJEPA",
     "TJEPA",
     "TSJEPA",
     "VJEPA",
@@ -74,10 +77,12 @@ __all__ = [
     "Tokens",
     "TonesDataModule",
     "TrajectoriesDataModule",
+    "TransitionsDataModule",
     "VideoDataModule",
     "WaveformDataModule",
     "callbacks",
     "evaluation",
+    "load_agent",
     "load_encoder",
     "load_planner",
     "losses",

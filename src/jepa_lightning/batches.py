@@ -49,6 +49,25 @@ class Trajectories(NamedTuple):
     track: Tensor
 
 
+class Transitions(NamedTuple):
+    """A batch of steps of an environment, each from a state to the next.
+
+    Attributes:
+        observation: `[B, F]` float32; or frames `[B, C, H, W]` uint8, of which stacked ones are channels.
+        action: `[B, A]` float32, each number in [−1, 1].
+        next_observation: as `observation`, what was seen afterwards.
+        terminated: `[B]` bool, whether nothing can follow, so that no value is left; an episode that was only cut off
+            is not terminated.
+        reward: `[B]` float32, of data that have any; NaN of others.
+    """
+
+    observation: Tensor
+    action: Tensor
+    next_observation: Tensor
+    terminated: Tensor
+    reward: Tensor
+
+
 def fields(batch: Any, reads: Sequence[str] = ()) -> dict[str, Any]:
     """All fields of a batch by name.
 

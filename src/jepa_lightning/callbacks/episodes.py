@@ -136,10 +136,11 @@ class Episodes(pl.Callback):
         """A GIF among TensorBoard's images, which plays."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment._get_file_writer().add_summary(_gif(f"plan/{self.name}", frames), trainer.global_step)
+                logger.experiment._get_file_writer().add_summary(gif(f"plan/{self.name}", frames), trainer.global_step)
 
 
-def _gif(tag: str, frames: list[Any]) -> Any:
+def gif(tag: str, frames: list[Any]) -> Any:
+    """A film as a summary of TensorBoard."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     pictures = [Image.fromarray(np.asarray(frame)) for frame in frames]

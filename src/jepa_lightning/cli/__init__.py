@@ -29,6 +29,7 @@ from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
 from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.cli.summary import SavedConfig, summary
+from jepa_lightning.cli.zero_shot import evaluate_agent
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
@@ -49,9 +50,19 @@ class EvaluatingTrainer(PlanningTrainer):
         num_train: int = 10_000,
         steps: int = 1_000,
         encoder_options: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None,
+        rewards: dict[str, Any] | None = None,
+        experts: dict[str, str] | None = None,
+        num_samples: int = 10_000,
+        num_episodes: int = 10,
+        shift: float = 0.0,
+        seed: int = 1000,
         weights_only: bool | None = None,
     ) -> None:
         """Read off a frozen encoder's features all that the data set has labels for, into one table.
+
+        Of an agent, such as TDJEPA's, with an `environment`: the returns of its policies for `rewards` that it has
+        never seen, whose tasks it infers from labelled states of the data (see `evaluation.zero_shot`).
 
         The table is printed, and written as `evaluation.csv` and `evaluation.md` into the Trainer's default_root_dir.
 
@@ -63,6 +74,13 @@ class EvaluatingTrainer(PlanningTrainer):
             num_train: training samples that probes are fitted on, at most.
             steps: of a probe's training, on batches of 256.
             encoder_options: further arguments of `load_encoder`, such as `{network: context_encoder, num_heads: 3}`.
+            environment: `{id: …, …}`, the arguments of `gymnasium.make`.
+            rewards: by name, options of the environment that rewards so, or the path of a function of observations.
+            experts: by a reward's name, or `all`, the path of the class of somebody who knows how.
+            num_samples: states that are labelled.
+            num_episodes: of each reward.
+            shift: what is added to labels.
+            seed: of the first episode.
             weights_only: true, as a configuration that `fit` has saved says it; nothing else is read.
 
         Raises:
@@ -70,6 +88,10 @@ class EvaluatingTrainer(PlanningTrainer):
         """
         if weights_only is False:
             raise ValueError("evaluate reads nothing but weights of a checkpoint: leave weights_only as it is, true")
+        if environment is not None:
+            options: dict[str, Any] = {"rewards": rewards or {}, "experts": experts, "num_samples": num_samples}
+            options |= {"num_episodes": num_episodes, "shift": shift, "seed": seed}
+            return evaluate_agent(self, datamodule, ckpt_path, environment, **options)
         accelerator = self.strategy.root_device.type
         encoder: Any = ckpt_path
         try:

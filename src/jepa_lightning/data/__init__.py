@@ -1,4 +1,4 @@
-"""Data modules: rendered data, which need no download, images, videos, series, sounds, texts, and episodes."""
+"""Data modules: data made here, images, videos, series, tracks, sounds, texts, episodes and their steps."""
 
 from jepa_lightning.data.audio import WaveformDataModule
 from jepa_lightning.data.episodes import EmbodimentsDataModule, EpisodeBatch, EpisodesDataModule
@@ -22,6 +22,7 @@ from jepa_lightning.data.synthetic import (
 )
 from jepa_lightning.data.text import TextDataModule
 from jepa_lightning.data.trajectories import TrajectoriesDataModule
+from jepa_lightning.data.transitions import TransitionsDataModule
 from jepa_lightning.data.videos import VideoBatch, VideoDataModule
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "TonesDataModule",
     "TonesDataset",
     "TrajectoriesDataModule",
+    "TransitionsDataModule",
     "VideoBatch",
     "VideoDataModule",
     "Visit",

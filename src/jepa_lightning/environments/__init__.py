@@ -1,4 +1,4 @@
-"""Environments to plan in, drawn with NumPy; Gymnasium makes them by `jepa_lightning/TwoRoom-v0` and the like.
+"""Environments, drawn with NumPy; Gymnasium makes them by `jepa_lightning/TwoRoom-v0` and the like.
 
 They need the extra `control`: `pip install "jepa-lightning[control]"`.
 """
@@ -10,6 +10,7 @@ except ImportError as error:
         'environments are built on gymnasium, which is in the extra `control`: pip install "jepa-lightning[control]"'
     ) from error
 
+from jepa_lightning.environments.dm_control import DMControl
 from jepa_lightning.environments.four_room import FourRoom
 from jepa_lightning.environments.point_mass import REWARDS, PointMass
 from jepa_lightning.environments.reaching import Reaching
@@ -20,6 +21,7 @@ from jepa_lightning.environments.two_room import TwoRoom
 # Steps after which an episode ends, unless `gymnasium.make` is given others.
 for _name, _steps in {"TwoRoom": 200, "FourRoom": 400, "PointMass": 200}.items():
     gymnasium.register(f"jepa_lightning/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=_steps)
+gymnasium.register("jepa_lightning/DMControl-v0", f"{__name__}:DMControl")  # which has a time limit of its own
 gymnasium.register("jepa_lightning/Reaching-v0", f"{__name__}:Reaching")  # episodes are as long as the environment's
 
-__all__ = ["REWARDS", "FourRoom", "PointMass", "Reaching", "Rooms", "SceneEnv", "TwoRoom"]
+__all__ = ["REWARDS", "DMControl", "FourRoom", "PointMass", "Reaching", "Rooms", "SceneEnv", "TwoRoom"]

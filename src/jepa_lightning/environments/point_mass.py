@@ -127,6 +127,16 @@ class PointMass(SceneEnv):
             return float(self.distance() < self.success_distance)
         return float(REWARDS[self.task](self.scene))
 
+    def rewards(self, scenes: Array, actions: Array) -> Array:
+        """What the task gives for being in scenes `[N, 4]`, `[N]`.
+
+        Raises:
+            ValueError: a task with a goal, which is another one in every episode.
+        """
+        if self.task == "goal":
+            raise ValueError(f"goals are others in every episode: give one of the tasks {', '.join(REWARDS)}")
+        return np.asarray(REWARDS[self.task](scenes))
+
     def _info(self) -> dict[str, Any]:
         info = super()._info()
         return info if self.task == "goal" else info | {"success": False}

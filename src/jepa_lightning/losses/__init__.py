@@ -7,6 +7,7 @@ from jepa_lightning.losses.distances import (
     weight_of,
     weighted_over_ranks,
 )
+from jepa_lightning.losses.orthonormality import orthonormality
 from jepa_lightning.losses.sigreg import SIGReg, sigreg
 from jepa_lightning.losses.vicreg import VICReg, vicreg_terms
 
@@ -16,6 +17,7 @@ __all__ = [
     "SIGReg",
     "VICReg",
     "decorrelation",
+    "orthonormality",
     "sigreg",
     "token_distance",
     "vicreg_terms",

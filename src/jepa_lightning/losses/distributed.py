@@ -18,6 +18,19 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return _SumOverRanks.apply(values) if num_ranks() > 1 else values
 
 
+def gather_samples(values: Tensor) -> Tensor:
+    """The samples of all ranks `[B · ranks, ...]`, without gradients, dealt out as a `DistributedSampler` does.
+
+    That is, sample b of rank r is the one at b · ranks + r, as in the places of `Rng`.
+    """
+    ranks = num_ranks()
+    if ranks == 1:
+        return values.detach()
+    gathered = [torch.empty_like(values) for _ in range(ranks)]
+    dist.all_gather(gathered, values.detach().contiguous())
+    return torch.stack(gathered, 1).flatten(0, 1)
+
+
 def check_batch(samples: int) -> None:
     """Raise a ValueError if all ranks together have a single sample: there is nothing to tell it apart from."""
     if samples * num_ranks() < 2:

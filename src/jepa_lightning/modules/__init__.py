@@ -8,6 +8,7 @@ from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.lejepa import LeJEPA
 from jepa_lightning.modules.masked import MaskedJEPA
+from jepa_lightning.modules.tdjepa import TDJEPA
 from jepa_lightning.modules.tjepa import TJEPA
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.modules.tsjepa import TSJEPA
@@ -20,6 +21,7 @@ __all__ = [
     "DMTJEPA",
     "IJEPA",
     "JEPA",
+    "TDJEPA",
     "TJEPA",
     "TSJEPA",
     "VJEPA",

@@ -1,6 +1,7 @@
 """Planners, which know a cost and no model, and the costs that world models give them."""
 
 from jepa_lightning.planning.action_world import ActionWorld, Imagined
+from jepa_lightning.planning.agent import Agent, load_agent
 from jepa_lightning.planning.building import PUBLISHED_CEM, build_planner, policy_options
 from jepa_lightning.planning.cem import CEM
 from jepa_lightning.planning.costs import GoalCost, World, repeat_state, rollout
@@ -16,6 +17,7 @@ __all__ = [
     "MPPI",
     "PUBLISHED_CEM",
     "ActionWorld",
+    "Agent",
     "Ball",
     "Box",
     "Cost",
@@ -31,6 +33,7 @@ __all__ = [
     "Reference",
     "World",
     "build_planner",
+    "load_agent",
     "load_planner",
     "play",
     "policy_of",

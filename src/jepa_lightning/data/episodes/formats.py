@@ -21,7 +21,8 @@ _ENDS: dict[str, Callable[[Array], Array]] = {
     "terminals": lambda flags: np.flatnonzero(flags) + 1,
     "timeouts": lambda flags: np.flatnonzero(flags) + 1,
 }
-_INDEX = ("ep_offset", *_ENDS)  # columns that are not of the episodes
+_FLAGS = ("terminals", "timeouts")  # columns of the episodes, too
+_INDEX = ("ep_offset", *(name for name in _ENDS if name not in _FLAGS))  # columns that are not
 _FILES = (".npz", ".h5", ".hdf5", ".parquet")
 _VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
@@ -31,7 +32,7 @@ def open_episodes(root: Path) -> list[Episode]:
 
     - a file `.npz`, `.h5` or `.hdf5` of one table, whose rows are the steps of all episodes, one after the other. Where
       each ends is said by `ep_len`, `episode_ends`, `ep_idx` or `episode_index`, or, as ogbench's, `terminals`
-      (flags); without, it is one episode.
+      (flags), or, as D4RL's, `terminals` and `timeouts`; without, it is one episode.
     - `.h5` or `.hdf5` with a group for each episode (`episode_0`, …, as minari's; robomimic's `data/demo_0`, …).
     - a folder of such files, each an episode or several, with videos of the same name beside them (`0.npz`, `0.mp4`),
       whose frames are the column `video`; or, as DROID's, folders of a `trajectory.h5` and videos at any depth, whose
@@ -94,7 +95,7 @@ def _open_hdf5(path: Path) -> list[Episode]:
             found = [_hdf5_arrays(shared, top[group]) for group in groups]
             return [{name: ArrayColumn(array) for name, array in arrays.items()} for arrays in found]
         arrays = _hdf5_arrays(shared, file)
-        index = {name: file[name][:] for name in arrays if name in _INDEX}
+        index = {name: file[name][:] for name in arrays if name in (*_INDEX, *_FLAGS)}
         return _cut({**arrays, **index}, path)
 
 
@@ -105,7 +106,7 @@ def _hdf5_arrays(file: HDF5File, group: Any) -> dict[str, HDF5Array]:
     found: dict[str, HDF5Array] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim:
+        if isinstance(item, h5py.Dataset) and item.ndim and not name.startswith("metadata/"):  # D4RL's, of no steps
             found[name] = HDF5Array(file, item.name, tuple(item.shape))
 
     group.visititems(visit)
@@ -136,7 +137,9 @@ def _cut(arrays: Mapping[str, Any], path: Path) -> list[Episode]:
     rows = max(len(array) for array in columns.values())
     told = next((name for name in _ENDS if name in arrays), None)
     ends = np.array([rows]) if told is None else _ENDS[told](np.asarray(arrays[told][:]))
-    if told == "terminals" and (not len(ends) or ends[-1] != rows):
+    if told == "terminals" and "timeouts" in arrays:  # D4RL's, where either ends an episode
+        ends = np.union1d(ends, _ENDS["timeouts"](np.asarray(arrays["timeouts"][:])))
+    if told in _FLAGS and (not len(ends) or ends[-1] != rows):
         ends = np.append(ends, rows)  # the last episode may have been cut short
     if not len(ends) or ends[-1] != rows or (np.diff(ends, prepend=0) <= 0).any():
         raise ValueError(f"its {rows} rows are not those of episodes that end at {ends.tolist()[:5]}… by {told}")

@@ -43,8 +43,9 @@ def record(
 
     Returns:
         A table: `observation` `[N, ...]` (of an environment with several, `observation/<name>`), `action` `[N, A]`,
-        `reward` `[N]`, of this package's environments `scene` `[N, S]`, and `ep_len`, the rows of each episode. A row
-        is a step, what is seen and then done; the last row of an episode has no action, but NaN, and no reward.
+        `reward` `[N]`, `terminated` `[N]`, of this package's environments `scene` `[N, S]` or `physics` `[N, P]`, and
+        `ep_len`, the rows of each episode. A row is a step, what is seen and then done, and whether that ended the
+        episode for good; the last row of an episode has no action, but NaN, and no reward.
 
     Raises:
         ValueError: an environment whose actions are no numbers, or a policy that does not fit it (see `Mixture`).
@@ -64,16 +65,17 @@ def record(
             ends = done or steps == max_steps
             action = nothing if ends else policy.act(observation, environment, rng)
             seen = _named("observation", observation)
-            if "scene" in info:
-                seen["scene"] = info["scene"]
+            seen |= {name: info[name] for name in ("scene", "physics") if name in info}
             for name, value in {**seen, "action": np.asarray(action, np.float32)}.items():
                 columns.setdefault(name, []).append(value)
             steps += 1
             if ends:
                 columns.setdefault("reward", []).append(np.nan)
+                columns.setdefault("terminated", []).append(False)
                 break
             observation, reward, terminated, truncated, info = environment.step(action)
             columns.setdefault("reward", []).append(float(reward))
+            columns.setdefault("terminated", []).append(bool(terminated))
             done = terminated or truncated
         lengths.append(steps)
     table = {name: np.stack([np.asarray(value) for value in values]) for name, values in columns.items()}
