@@ -21,7 +21,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from jepa_lightning import CJEPA, DMTJEPA, IJEPA, TJEPA, TSJEPA, VJEPA, VJEPA2, VJEPA2AC, LeJEPA
+from jepa_lightning import (
+    CJEPA,
+    DMTJEPA,
+    IJEPA,
+    TJEPA,
+    TSJEPA,
+    VJEPA,
+    VJEPA2,
+    VJEPA2AC,
+    Data2Vec,
+    Data2Vec2,
+    LeJEPA,
+)
 from jepa_lightning.data import Order, ResumableLoader
 from jepa_lightning.modules import JEPA
 
@@ -191,6 +203,32 @@ TINY_TRACKS: dict[str, Any] = {
     "warmup": 0.0,
 }
 
+# --- data2vec --------------------------------------------------------------------------------------------------------
+
+TINY_DATA2VEC: dict[str, Any] = {name: TINY[name] for name in ("image_size", "patch_size", "embed_dim", "depth")}
+TINY_DATA2VEC |= {"num_heads": 2, "num_layers": 2, "mask_length": 4, "warmup": 0.0}
+CLONES: dict[str, Any] = {"num_masks": 2, "mask_length": 2, "predictor_embed_dim": 8, "predictor_depth": 2}
+CLONES |= {"predictor_groups": 2, "cls_weight": 0.5}
+SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
+WAVES = {"num_steps": 400, "convolutions": [[8, 10, 5], [8, 3, 2]], "position_kernel": 3, "position_groups": 2}
+OF_WAVES: dict[str, Any] = {
+    "encoder": {
+        "class_path": "jepa_lightning.networks.WaveTransformer",
+        "init_args": SMALL | WAVES | {"position_depth": 2},
+    },
+    **{"num_layers": 2, "mask_length": 3, "mlp_targets": True, "layer_norm": "instance", "target_norm": False},
+    **{"beta": 0.0, "warmup": 0.0},
+}
+OF_WORDS: dict[str, Any] = {
+    "encoder": {
+        "class_path": "jepa_lightning.networks.WordTransformer",
+        "init_args": SMALL | {"vocab_size": 64, "max_length": 12},
+    },
+    **CLONES,
+    **{"mask_length": 1, "mask_ratio": 0.5, "num_layers": 2, "head_layers": 2, "predictor_residual": False},
+    **{"ema_tokenizer": False, "cls_weight": 0.0, "loss_scale": 1.0, "target_norm": False, "warmup": 0.0},
+}
+
 # --- Every method ----------------------------------------------------------------------------------------------------
 # A method that is added to METHODS is tested for everything that test_contracts.py and test_scale.py ask of all.
 
@@ -207,6 +245,8 @@ METHODS: dict[str, tuple[type[JEPA], dict[str, Any]]] = {
     "V-JEPA 2": (VJEPA2, TINY_VIDEO),
     "TS-JEPA": (TSJEPA, TINY_SERIES),
     "T-JEPA": (TJEPA, TINY_TRACKS),
+    "data2vec": (Data2Vec, TINY_DATA2VEC),
+    "data2vec 2.0": (Data2Vec2, TINY_DATA2VEC | CLONES),
 }
 
 
@@ -241,6 +281,17 @@ def tracks(count: int = 16) -> Observed:
     """Of 12 points and cells of 16 numbers."""
     kind = torch.arange(count) % 2
     return Observed(random_series(count, 12, 9 * 16) + 2 * kind.view(-1, 1, 1), kind)
+
+
+def waves(count: int = 16) -> Observed:
+    kind = torch.arange(count) % 2
+    return Observed(random_series(count, 400, 1) * (1 + kind.view(-1, 1, 1)), kind)
+
+
+def words(count: int = 16) -> Observed:
+    kind = torch.arange(count) % 2
+    numbers = torch.rand(count, 12, generator=torch.Generator().manual_seed(count))
+    return Observed((numbers * 30).long() + 30 * kind.view(-1, 1), kind)
 
 
 class Case(NamedTuple):
@@ -293,6 +344,8 @@ CASES: dict[str, Case] = {
     "three predictions": Case(toys.ThreePredictions, {"warmup": 0.0}, toys.sets),
     "frozen encoder": Case(toys.Frozen, OF_IMAGES, images),
     "V-JEPA 2-AC": Case(VJEPA2AC, TINY_AC, driven),
+    "data2vec of waves": Case(Data2Vec, OF_WAVES, waves),
+    "data2vec 2.0 of words": Case(Data2Vec2, OF_WORDS, words),
     "actions": Case(toys.ActionConditioned, {"warmup": 0.0}, toys.episodes),
 }
 

@@ -387,6 +387,27 @@ PUBLISHED = {
 }
 
 
+# Those of data2vec by hand: 12 or 24 blocks of 12 D² + 13 D, and of version 1 two scales of layers each; patches of
+# 16 x 16, tokens, positions of 196 places or biases of 732 for each head, a norm; a head of D² + D, or the decoder's
+# convolutions.
+CONVOLUTIONS = {768: (6, 9), 1024: (3, 25)}  # their number and the places that each sees
+
+
+def data2vec_sizes(width: int, depth: int, clones: bool) -> tuple[float, float]:
+    blocks = depth * (12 * width**2 + 13 * width + (0 if clones else 2 * width))
+    tokens = 769 * width + (197 * width if clones else 2 * width + 732 * width // 64) + 2 * width
+    number, places = CONVOLUTIONS[width]
+    decoder = number * (width * width // 16 * places + width) if clones else 0
+    return (blocks + tokens) / 1e6, (decoder + width**2 + width) / 1e6
+
+
+PUBLISHED |= {
+    "data2vec/imagenet_vitb16.yaml": data2vec_sizes(768, 12, clones=False),
+    "data2vec2/imagenet_vitb16.yaml": data2vec_sizes(768, 12, clones=True),
+    "data2vec2/imagenet_vitl16.yaml": data2vec_sizes(1024, 24, clones=True),
+}
+
+
 def test_there_are_recipes() -> None:
     names = ("shapes", "fashion_mnist", "cifar10", "stl10", "imagenette")
     small = {f"{method}/{name}.yaml" for method in ("cjepa", "dmtjepa", "lejepa") for name in names[:2]}
@@ -452,7 +473,13 @@ def test_published_recipe(name: str) -> None:
     counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.context_encoder, module.predictor)]
     assert counts == pytest.approx(PUBLISHED[name], abs=0.06)
     batch = recipe["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"]
-    if "imagenet_" in name:
+    if name.startswith("data2vec"):
+        clones = module.hparams.get("num_masks", 1)
+        assert batch * clones == {"data2vec/imagenet_vitb16.yaml": 2048, "data2vec2/imagenet_vitb16.yaml": 4096}.get(
+            name, 2048
+        )
+        assert trainer.get("max_epochs", 0) == 800 or trainer["max_steps"] == 375300
+    elif "imagenet_" in name:
         assert module.hparams.official_masks
         assert batch == 2048
         assert trainer["max_epochs"] == (300 if "vith" in name else 600)
@@ -473,8 +500,11 @@ def test_recipe(name: str, data: Path) -> None:
     if method == "TJEPA":
         tiny |= {"predictor_num_heads": 2}
         del tiny["predictor_embed_dim"]
-    elif method == "LeJEPA":
+    elif method in ("LeJEPA", "Data2Vec"):
         tiny = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+        tiny |= {"num_layers": 1} if method == "Data2Vec" else {}
+    elif method == "Data2Vec2":
+        tiny |= {"num_layers": 1, "predictor_groups": 2}
     elif "predictor_num_heads" in recipe["model"]["init_args"]:
         tiny["predictor_num_heads"] = 2
     if "encoder" in recipe["model"]["init_args"]:  # which has sizes of its own, small ones

@@ -148,7 +148,9 @@ def test_links() -> None:
 def test_methods_are_listed() -> None:
     """Every module of the package in README's table."""
     table = (ROOT / "README.md").read_text().split("## Methods")[1].split("##")[0]
-    public = {name for name in dir(jepa_lightning) if name.endswith(("JEPA", "JEPA2", "JEPA2AC"))} - {
+    public = {
+        name for name in dir(jepa_lightning) if name.endswith(("JEPA", "JEPA2", "JEPA2AC", "Data2Vec", "Data2Vec2"))
+    } - {
         "JEPA",
         "MaskedJEPA",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -50,7 +51,7 @@ class Rng:
         self._key = 0
         for part in (seed, epoch, batch):
             self._key = _mix(self._key + part * _GOLDEN)
-        self._calls = 0
+        self._calls, self._clones = 0, 1
 
     @classmethod
     def fresh(cls, batch_size: int, device: torch.device | str = "cpu") -> Rng:
@@ -59,9 +60,22 @@ class Rng:
 
     def sample(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) for each sample, `[B, *shape]`, float32."""
-        places = self.rank + self.ranks * torch.arange(self.batch_size, device=self.device)
+        number = torch.arange(self.batch_size, device=self.device)
+        places = (self.rank + self.ranks * (number // self._clones)) * self._clones + number % self._clones
         keys = _mixed(places * _GOLDEN + self._next())
         return _uniform(keys.unsqueeze(1), shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Numbers for each sample of the standard normal distribution, `[B, *shape]`, float32."""
+        radius, angle = self.sample(2, *shape).unbind(1)  # Box and Muller's transform
+        return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
+
+    def clones(self, count: int) -> Rng:
+        """One for `count` clones of each sample, which follow one another in a batch of `count * B`."""
+        cloned = copy.copy(self)
+        cloned._key, cloned._calls = _mix(self._next()), 0
+        cloned.batch_size, cloned._clones = self.batch_size * count, self._clones * count
+        return cloned
 
     def shared(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) that are the same in all processes, `shape`, float32."""

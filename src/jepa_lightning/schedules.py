@@ -56,6 +56,18 @@ def warmup_constant_cooldown(
     return linear(step - (total - cooldown), cooldown, peak, end) if cooldown and step > total - cooldown else peak
 
 
+def tri_stage(step: float, total: float, warmup: float, hold: float, start: float, peak: float, end: float) -> float:
+    """Linear from `start` to `peak` over `warmup` steps, constant for `hold` steps, exponential to `end` at `total`.
+
+    >>> [round(tri_stage(step, 30, 10, 10, 0.0, 1.0, 0.01), 6) for step in (0, 5, 10, 20, 25, 30)]
+    [0.0, 0.5, 1.0, 1.0, 0.1, 0.01]
+    """
+    if step < warmup:
+        return linear(step, warmup, start, peak)
+    past = max(0.0, step - warmup - hold) / max(total - warmup - hold, 1)
+    return float(peak * (end / peak) ** min(past, 1.0)) if end else peak * (1 - min(past, 1.0))
+
+
 class ScheduledOptions(LRScheduler):
     """Sets learning rate and weight decay of every parameter group from functions of the optimiser step.
 

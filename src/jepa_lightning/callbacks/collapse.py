@@ -12,7 +12,14 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from jepa_lightning.callbacks.memory import RememberingCallback, has_held_out
-from jepa_lightning.callbacks.readings import across_images, across_tokens, agreement, draw_spectra, mean_target
+from jepa_lightning.callbacks.readings import (
+    across_images,
+    across_tokens,
+    agreement,
+    deviations,
+    draw_spectra,
+    mean_target,
+)
 from jepa_lightning.callbacks.teacher import relative_distance, students_and_teachers
 from jepa_lightning.clock import clock
 from jepa_lightning.metrics import Moments, eigenvalues
@@ -45,6 +52,9 @@ class CollapseMonitor(RememberingCallback):
       constant prediction, the mean target. A loss that does not stay below it has learned nothing; both falling
       together is the collapse that a loss alone hides;
     - `collapse/prediction/target_cosine`: the mean cosine of predicted and target tokens, of each prediction;
+    - `collapse/prediction/deviation` and `collapse/prediction/target_deviation`: the standard deviation of a predicted
+      number, and of one of its target, over all tokens of the step, averaged over the features: what data2vec's code
+      watches;
     - `collapse/target/student_distance`: how far the teachers' weights are from the students', over their norm;
     - the picture `collapse/spectrum`, at every validation or, without held-out data, in every epoch: the eigenvalues of
       each branch's covariance.
@@ -56,7 +66,8 @@ class CollapseMonitor(RememberingCallback):
     A run has collapsed when, past the first tenth of its training and for three readings in a row, either RankMe of the
     target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank`
     (and below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and
-    learn all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`.
+    learn all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`,
+    or, if asked for, targets or predictions have deviated less than `min_deviations`.
     In the tables "Collapse on purpose" of `recipes/README.md` that is
     said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them end with a rank below 6.5 or a cosine of
     0.99 or more; of the others one ends with a rank of 5.7, and the rest with 7.4 or more.
@@ -66,6 +77,9 @@ class CollapseMonitor(RememberingCallback):
         on_collapse: `warn` once, `stop` the training after the current step, or `raise` a `CollapseError`.
         min_rank: the RankMe below which the target has collapsed.
         max_cosine: the mean cosine above which the predictions have.
+        min_deviations: the deviations of targets and of predictions below which either has; what is healthy depends on
+            the scale of a method's targets, and without they are not minded. data2vec's own rule is [0.1, 0.01]; its
+            code stops at the first such step after 5,000.
 
     Attributes:
         alarm: what has collapsed, and when, in a sentence; None as long as nothing has.
@@ -80,6 +94,7 @@ class CollapseMonitor(RememberingCallback):
         on_collapse: OnCollapse = "warn",
         min_rank: float = 5.0,
         max_cosine: float = 0.98,
+        min_deviations: tuple[float, float] | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
@@ -89,6 +104,7 @@ class CollapseMonitor(RememberingCallback):
         self.on_collapse = on_collapse
         self.min_rank = min_rank
         self.max_cosine = max_cosine
+        self.min_deviations = min_deviations
         self.forget()
 
     def forget(self) -> None:
@@ -132,11 +148,15 @@ class CollapseMonitor(RememberingCallback):
             self._metrics[name].reset()
             for of_tokens, value in across_tokens(tokens).items():
                 pl_module.log(f"collapse/{name}/token_{of_tokens}", value, sync_dist=True)
-        constant = {}
+        constant, low = {}, ""
         for name, each in latents.predictions.items():
             mean = mean_target(each, trainer).to(each.target.dtype)
             constant[name] = each._replace(prediction=mean.expand_as(each.target))
             pl_module.log(f"collapse/{branch(name)}/target_cosine", agreement(each, trainer))
+            spread = deviations(each, trainer)
+            for of, value in zip(("deviation", "target_deviation"), spread, strict=True):
+                pl_module.log(f"collapse/{branch(name)}/{of}", value)
+            low = low or self._too_low(branch(name), *spread)
         energy = pl_module.energy(latents._replace(predictions=constant)).mean()
         pl_module.log("train/constant_loss", energy, sync_dist=True)
         if pairs := students_and_teachers(pl_module):
@@ -144,7 +164,7 @@ class CollapseMonitor(RememberingCallback):
         targets = [name for name in latents.embeddings if name.split("/")[0] == "target"]
         ranks = {name: float(readings[f"collapse/{name}/rankme"]) for name in targets or latents.embeddings}
         cosines = [float(readings[f"collapse/{branch(name)}/cosine"]) for name in latents.predictions]
-        self._mind(trainer, ranks, max(cosines))
+        self._mind(trainer, ranks, max(cosines), low)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw the spectrum of the last reading."""
@@ -179,12 +199,21 @@ class CollapseMonitor(RememberingCallback):
             self._metrics[name].update(torch.cat(means))
         self._pending = {}
 
-    def _mind(self, trainer: pl.Trainer, ranks: dict[str, float], cosine: float) -> None:
+    def _too_low(self, name: str, prediction: Tensor, target: Tensor) -> str:
+        """Which deviation is too low, if one is and they are minded: in words."""
+        if self.min_deviations is None:
+            return ""
+        for of, value, limit in zip(("targets", "predictions"), (target, prediction), self.min_deviations, strict=True):
+            if float(value) < limit:
+                return f", the deviation of the {of} of {name} {float(value):.3g} (collapsed below {limit})"
+        return ""
+
+    def _mind(self, trainer: pl.Trainer, ranks: dict[str, float], cosine: float, deviation: str) -> None:
         """Count the readings of a collapse, the same in all processes, and react to the last that it takes."""
         for name, rank in ranks.items():
             self._first_ranks.setdefault(name, rank)
         low = [name for name, rank in ranks.items() if rank < min(self.min_rank, self._first_ranks[name] / 2)]
-        collapsed = bool(low) or cosine > self.max_cosine
+        collapsed = bool(low) or cosine > self.max_cosine or bool(deviation)
         self._low = self._low + 1 if collapsed and clock(trainer).progress >= 0.1 else 0
         if self._low < PATIENCE or self.alarm is not None:  # of a resumed run it may be more
             return
@@ -192,7 +221,7 @@ class CollapseMonitor(RememberingCallback):
         self.alarm = (
             f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {clock(trainer).step}: RankMe "
             f"of the {worst} across images is {ranks[worst]:.1f} (collapsed below {self.min_rank}), the mean cosine of "
-            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine})"
+            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}){deviation}"
         )
         message = (
             f"{self.alarm}. Lower the learning rate, raise the momentum towards 1, or add a regulariser "

@@ -64,6 +64,23 @@ def agreement(each: Prediction, trainer: pl.Trainer) -> Tensor:
     return 1 - mean_over_ranks(apart.unsqueeze(-1), weight, trainer).squeeze()
 
 
+def deviations(each: Prediction, trainer: pl.Trainer) -> tuple[Tensor, Tensor]:
+    """The standard deviation of a predicted number, and of one of a target, over all tokens of all processes.
+
+    The mean over the features, of tokens that have a weight; what the code of data2vec calls `pred_var` and
+    `target_var`.
+    """
+    found = []
+    for vectors, weight in ((each.tokens().values, each.tokens().valid), (each.target, each.weight)):
+        rows = vectors.flatten(0, -2).double()
+        counted = rows.new_ones(len(rows)) if weight is None else (weight > 0).flatten().double()
+        sums = torch.stack([counted.sum().expand(rows.shape[1]), counted @ rows, counted @ rows.square()])
+        count, total, squares = trainer.strategy.reduce(sums, reduce_op="sum")
+        variance = (squares - total.square() / count) / (count - 1).clamp(min=1)
+        found.append((variance.clamp(min=0) + 1e-6).sqrt().mean())
+    return found[0], found[1]
+
+
 def mean_over_ranks(values: Tensor, weight: Tensor | None, trainer: pl.Trainer) -> Tensor:
     """The mean `[D]` of vectors `[B, ..., D]` by weights `[B, ...]`."""
     vectors = values.flatten(0, -2)

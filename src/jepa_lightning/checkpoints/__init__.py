@@ -4,6 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from jepa_lightning.checkpoints.data2vec_sizes import encoder_configuration
 from jepa_lightning.checkpoints.encoder import load_encoder
 from jepa_lightning.checkpoints.families import read_networks
 from jepa_lightning.checkpoints.families.hugging_face import save_for_transformers
@@ -24,6 +25,7 @@ __all__ = [
     "Networks",
     "SafeCheckpointIO",
     "check_positions",
+    "encoder_configuration",
     "load_encoder",
     "load_networks",
     "predictor_sizes",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jepa_lightning.checkpoints.data2vec_sizes import encoder_configuration
 from jepa_lightning.checkpoints.families import read_networks
 from jepa_lightning.checkpoints.loading import load_network
 from jepa_lightning.checkpoints.sizes import (
@@ -64,7 +65,13 @@ def load_encoder(
         return encoder.eval().requires_grad_(False)
     size, heads = image_size or told.get("image_size"), num_heads or told.get("num_heads")
     dimensions = state.get("patch_embed.proj.weight", torch.empty(0)).ndim
-    if "num_points" in told:
+    if "data2vec" in told or "bias.table" in state or "cls_token" in state:
+        if num_frames:
+            raise ValueError(f"{path} encodes no clips: it takes no num_frames")
+        further: dict[str, Any] = {"pad_word": 1} if str(told.get("data2vec")).endswith("words") else {}
+        further |= {"eps": told.get("epsilon", 1e-6)}
+        encoder = build_network(encoder_configuration(state, heads, size, **further))
+    elif "num_points" in told:
         if image_size or num_frames:
             raise ValueError(f"{path} encodes tracks: it takes no image_size and no num_frames")
         encoder = TrackTransformer(**track_transformer_sizes(state, heads or 4))
@@ -80,7 +87,7 @@ def load_encoder(
     else:
         sizes = vision_transformer_sizes(state, size, heads)
         encoder = VisionTransformer(_pair(sizes.pop("image_size")), **sizes)
-    for norm in encoder.modules():
+    for norm in encoder.modules() if "data2vec" not in told else ():  # which is built with it
         if isinstance(norm, nn.LayerNorm):
             norm.eps = told.get("epsilon", norm.eps)
     load_network(encoder, networks, network)

@@ -80,10 +80,11 @@ def start_from(module: Any, weights: str | Mapping[str, str]) -> list[str]:
             raise ValueError(f"{path} holds no {name}, only {', '.join(networks.states)}")
         load_network(module.get_submodule(name), networks, source)
     started = set(weights)
-    for teacher in module.teachers():
-        if teacher.student in weights and teacher.teacher not in weights:
-            module.get_submodule(teacher.teacher).load_state_dict(module.get_submodule(teacher.student).state_dict())
-            started.add(teacher.teacher)
+    for each in module.teachers():
+        student, teacher = (name.partition(".")[0] for name in (each.student, each.teacher))  # of parts, the networks
+        if student in weights and teacher not in weights:
+            module.get_submodule(each.teacher).load_state_dict(module.get_submodule(each.student).state_dict())
+            started.add(teacher)
     return [name for name in names if name not in started]
 
 

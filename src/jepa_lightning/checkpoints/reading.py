@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 StateDict = dict[str, Tensor]
+FAIRSEQ = ("argparse", "examples", "fairseq", "omegaconf")  # packages whose objects are in files of fairseq's
 
 
 class Networks(NamedTuple):
@@ -36,6 +37,31 @@ def uncompiled(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+class Setting:
+    """What stands for an object in a file of fairseq's that is neither a tensor nor a plain value: it holds nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _without_settings(path: Path) -> Any:
+    """A file of fairseq's, which holds settings and dictionaries beside the weights; these become `Setting`s.
+
+    Raises:
+        pickle.UnpicklingError: a file that is none of fairseq's, or holds what these do not.
+    """
+    objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    packages = {name.partition(".")[0] for name in objects}
+    if not packages & set(FAIRSEQ) or not packages <= {*FAIRSEQ, "collections", "enum", "numpy", "typing"}:
+        raise pickle.UnpicklingError(f"it holds objects of {', '.join(sorted(objects))}")
+    # Whatever is named in the file, none of it is imported or called.
+    with torch.serialization.safe_globals([(Setting, name) for name in objects]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint file.
 
@@ -51,7 +77,13 @@ def read_file(path: Path) -> dict[str, Any]:
                 spoilt = archive.testzip()
             if spoilt is not None:
                 raise ValueError(f"the checksum of {spoilt} in it is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as refused:
+            try:
+                checkpoint = _without_settings(path)
+            except Exception:  # of another file, for any reason: then the first one counts
+                raise refused from None
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} holds more than weights or is no checkpoint, and was not read: {error}") from error
     except Exception as error:  # of a spoilt file the unpickler raises anything: KeyError, IndexError, struct.error, …

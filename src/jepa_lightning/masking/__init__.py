@@ -1,5 +1,6 @@
 """What is hidden, and what is seen: masks and views, drawn for a whole batch from explicit numbers."""
 
+from jepa_lightning.masking.blockwise import BlockwiseMasking, InverseBlockMasking
 from jepa_lightning.masking.masks import Masks
 from jepa_lightning.masking.multiblock import MultiBlockMasking
 from jepa_lightning.masking.points import PointMasking, PointMasks
@@ -8,6 +9,8 @@ from jepa_lightning.masking.tubes import MaskingList, RandomTubeMasking, TubeMas
 from jepa_lightning.masking.views import MultiViews, Views, take_views
 
 __all__ = [
+    "BlockwiseMasking",
+    "InverseBlockMasking",
     "MaskingList",
     "Masks",
     "MultiBlockMasking",

@@ -45,3 +45,15 @@ def on_device(masks: Masks, rng: Rng) -> Masks:
 def between(numbers: Tensor, low: float, high: float) -> Tensor:
     """Numbers uniform in [0, 1) made uniform in [low, high)."""
     return numbers * (high - low) + low
+
+
+def skipping_gaps(masks: Masks, valid: Tensor) -> Masks:
+    """Masks that were drawn for sequences of so many tokens, for those that have gaps between their tokens.
+
+    Args:
+        masks: drawn for lengths of `valid.sum(1)`.
+        valid: BoolTensor `[B, N]`, which tokens there are.
+    """
+    # The places of the first token that is there, of the second, and so on; then those where there is none.
+    place = valid.logical_not().long().argsort(dim=1, stable=True)
+    return Masks(*(place.gather(1, part.flatten(1)).view(part.shape) for part in masks))

@@ -1,6 +1,8 @@
 """The LightningModules, one file a method; `jepa.py` is the base of all, `masked.py` of those that hide places."""
 
 from jepa_lightning.modules.cjepa import CJEPA
+from jepa_lightning.modules.data2vec import Data2Vec
+from jepa_lightning.modules.data2vec2 import Data2Vec2
 from jepa_lightning.modules.dmtjepa import DMTJEPA
 from jepa_lightning.modules.ijepa import IJEPA
 from jepa_lightning.modules.jepa import JEPA
@@ -23,6 +25,8 @@ __all__ = [
     "VJEPA",
     "VJEPA2",
     "VJEPA2AC",
+    "Data2Vec",
+    "Data2Vec2",
     "LeJEPA",
     "MaskedJEPA",
     "Teacher",

@@ -48,6 +48,7 @@ class TrainingModule(ResumableModule):
         final_lr: learning rate at the end.
         warmup: share of the training spent on the linear warm-up, in [0, 1).
         weight_decay: weight decay at the start and at the end, along half a cosine; biases and norms have none.
+        betas: AdamW's, of the means of gradients and of their squares, in [0, 1).
         stretch: the schedules are laid out for that many times the training's steps and cut off at its end, which is
             what the official codes' `ipe_scale` does; 1 or more.
         weights: what this training starts from: a checkpoint of all networks, official or ours, or the checkpoint of
@@ -72,6 +73,7 @@ class TrainingModule(ResumableModule):
         final_lr: float = 1e-6,
         warmup: float = 0.1,
         weight_decay: tuple[float, float] = (0.04, 0.4),
+        betas: tuple[float, float] = (0.9, 0.999),
         stretch: float = 1.0,
         weights: str | dict[str, str] | None = None,
         recompute_activations: bool = False,
@@ -86,6 +88,8 @@ class TrainingModule(ResumableModule):
             raise ValueError(f"warmup is the share of the training in [0, 1), got {warmup}")
         if not 1 <= stretch < math.inf:
             raise ValueError(f"schedules can be stretched, by 1 or more, but not shrunk: got stretch={stretch}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), got {tuple(betas)}")
         rates = {"lr": (lr,), "start_lr": (start_lr,), "final_lr": (final_lr,), "weight_decay": weight_decay}
         for name, values in rates.items():
             if not all(0 <= value < math.inf for value in values):
@@ -97,6 +101,7 @@ class TrainingModule(ResumableModule):
         self._hparams_initial = copy.deepcopy(self.hparams)
         # Not of `hparams`, where a method has no such options of its own.
         self.stretch, self.weights, self.recompute_activations = stretch, weights, recompute_activations
+        self.betas = betas
         self._seed: int | None = None
 
     def teachers(self) -> list[Teacher]:
@@ -132,14 +137,18 @@ class TrainingModule(ResumableModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with step-wise warm-up cosine; tensors of less than two dimensions are not decayed."""
         hparams, total = self.hparams, clock(self.trainer).total
+        clips = getattr(self.trainer, "gradient_clip_val", None)
         groups = self.parameter_groups(hparams.weight_decay[0])
         multipliers = [group.pop("multiplier") for group in groups]
         optimizer = torch.optim.AdamW(
             groups,
             lr=hparams.lr,
+            betas=(self.betas[0], self.betas[1]),
             # One kernel for all tensors. With a gradient scaler it would take over the unscaling, too, which comes too
-            # late for gradients to be clipped.
-            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
+            # late for gradients to be clipped; Lightning refuses to clip them in any mixed precision.
+            fused=self.device.type in ("cpu", "cuda")
+            and self.trainer.precision != "16-mixed"
+            and not (self.trainer.precision == "bf16-mixed" and clips),
         )
         # The official counter is advanced before the step that uses it: the first step is number one.
         scheduler = ScheduledOptions(

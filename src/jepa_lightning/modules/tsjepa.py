@@ -15,6 +15,7 @@ from jepa_lightning.checkpoints import load_networks, predictor_sizes, read_netw
 from jepa_lightning.draws import Rng
 from jepa_lightning.losses import Distance
 from jepa_lightning.masking import Masks, SpanMasking
+from jepa_lightning.masking.masks import skipping_gaps
 from jepa_lightning.modules.ijepa import num_heads
 from jepa_lightning.modules.masked import MaskedJEPA
 from jepa_lightning.networks import Predictor, SeriesTransformer
@@ -133,12 +134,7 @@ class TSJEPA(MaskedJEPA):
     def draw(self, batch: Any, rng: Rng) -> Masks:
         """The masks; those of a series with gaps are drawn as if it had none, and skip them."""
         masks, valid = super().draw(batch, rng), self.valid(batch)
-        if valid is None:
-            return masks
-        place = (
-            valid.logical_not().long().argsort(dim=1, stable=True)
-        )  # of the first token that is there, the second, …
-        return Masks(place.gather(1, masks.context), place.gather(1, masks.targets.squeeze(1)).unsqueeze(1))
+        return masks if valid is None else skipping_gaps(masks, valid)
 
     def predict(
         self, context: Tensor, masks: Masks, kind: int, grid: Sequence[int], valid: Tensor | None = None

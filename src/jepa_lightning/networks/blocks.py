@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,6 +33,18 @@ class Attention(nn.Module):
         return linear(self.proj, attended.transpose(1, 2).flatten(2))
 
 
+class BlockOutput(NamedTuple):
+    """What a block gives.
+
+    Attributes:
+        tokens: `[B, K, dim]`.
+        added: what its MLP adds to its input, of the same shape: before the sum and, of post-norm blocks, the norm.
+    """
+
+    tokens: Tensor
+    added: Tensor
+
+
 class Block(nn.Module):
     """A transformer block.
 
@@ -44,7 +59,12 @@ class Block(nn.Module):
         activation: of the MLP, `gelu` or `relu`.
         head_dim: width of a head; `dim / num_heads` without.
         bias: whether attention and norms have biases; the MLP always has.
+        eps: epsilon of the norms.
+        layer_scale: what the features of both branches are multiplied by at the start, by weights of their own that are
+            trained (`gamma_1`, `gamma_2`, as in BEiT); by nothing without.
     """
+
+    forward_methods = ("output",)  # which a strategy that shards has to know
 
     def __init__(
         self,
@@ -55,13 +75,18 @@ class Block(nn.Module):
         activation: Activation = "gelu",
         head_dim: int | None = None,
         bias: bool = True,
+        eps: float = 1e-6,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, bias=bias)
+        self.norm1 = nn.LayerNorm(dim, eps=eps, bias=bias)
         self.attn = Attention(dim, num_heads, head_dim, bias)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, bias=bias)
+        self.norm2 = nn.LayerNorm(dim, eps=eps, bias=bias)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), activation)
+        self.gamma_1, self.gamma_2 = (
+            None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None, last: int = 0) -> Tensor:
         """Let tokens attend to tokens.
@@ -77,8 +102,21 @@ class Block(nn.Module):
         Returns:
             `[B, K, dim]`, or `[B, last, dim]`.
         """
+        return self._output(x, by, mask, last).tokens
+
+    def output(self, x: Tensor, by: Rotation | None = None, mask: Tensor | None = None) -> BlockOutput:
+        """The same of all tokens, and what the MLP adds to them."""
+        return self._output(x, by, mask, 0)
+
+    def _output(self, x: Tensor, by: Rotation | None, mask: Tensor | None, last: int) -> BlockOutput:
         if self.norm_first:
-            x = x[:, -last:] + self.attn(self.norm1(x), by, mask, last)
-            return x + self.mlp(self.norm2(x))
-        x = self.norm1(x[:, -last:] + self.attn(x, by, mask, last))
-        return self.norm2(x + self.mlp(x))
+            x = x[:, -last:] + _scaled(self.attn(self.norm1(x), by, mask, last), self.gamma_1)
+            added = _scaled(self.mlp(self.norm2(x)), self.gamma_2)
+            return BlockOutput(x + added, added)
+        x = self.norm1(x[:, -last:] + _scaled(self.attn(x, by, mask, last), self.gamma_1))
+        added = _scaled(self.mlp(x), self.gamma_2)
+        return BlockOutput(self.norm2(x + added), added)
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else branch * gamma

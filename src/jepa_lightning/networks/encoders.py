@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from jepa_lightning.networks.positions import Positions
 from jepa_lightning.networks.tokenizers import PatchEmbed, SeriesPatchEmbed
@@ -49,15 +50,57 @@ class VisionTransformer(Transformer):
         mlp_ratio: float = 4.0,
         patch_std: float | None = None,
     ) -> None:
-        check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], rows=image_size[0], columns=image_size[1])
-        if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
-            raise ValueError(
-                f"an image of {tuple(image_size)} pixels cannot be cut into patches of {tuple(patch_size)}"
-            )
-        grid = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        grid = check_image(image_size, patch_size)
         tokenizer = PatchEmbed(patch_size, in_channels, embed_dim, patch_std)
         super().__init__(tokenizer, grid, depth, num_heads, mlp_ratio)
         self.patch_size, self.patch_std = (patch_size[0], patch_size[1]), patch_std
+
+
+class PostNormVisionTransformer(Transformer):
+    """The encoder of data2vec 2.0 on images: a ViT of post-norm blocks, with a class token and sine-cosine positions.
+
+    Args:
+        image_size: `(rows, columns)` in pixels, multiples of the patch size.
+        patch_size: `(rows, columns)` of a patch in pixels.
+        in_channels: number of image channels.
+        embed_dim: width D of the tokens, a multiple of four and of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads a block.
+        mlp_ratio: width of the MLPs over `embed_dim`.
+        patch_std: standard deviation of the patch embedding's initial weights, see `PatchEmbed`.
+        eps: epsilon of the norms.
+
+    Raises:
+        ValueError: a size that does not fit.
+
+    Source: data2vec 2.0 (arXiv 2212.07525), section 4.1.
+
+    >>> import torch
+    >>> encoder = PostNormVisionTransformer((32, 48), (16, 16), embed_dim=8, depth=1, num_heads=2)
+    >>> encoder(torch.zeros(5, 3, 32, 48), torch.tensor([[0, 4]]).expand(5, -1)).shape
+    torch.Size([5, 2, 8])
+    """
+
+    def __init__(
+        self,
+        image_size: Sequence[int] = (224, 224),
+        patch_size: Sequence[int] = (16, 16),
+        in_channels: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        patch_std: float | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        grid, tokenizer = check_image(image_size, patch_size), PatchEmbed(patch_size, in_channels, embed_dim, patch_std)
+        super().__init__(tokenizer, grid, depth, num_heads, mlp_ratio, norm_first=False, class_token=True, eps=eps)
+        self.image_size, self.patch_size = (image_size[0], image_size[1]), (patch_size[0], patch_size[1])
+        self.in_channels, self.patch_std = in_channels, patch_std
+
+    def example(self) -> Tensor:
+        """An image of the size that it is built for, of which only the shape matters."""
+        return torch.empty(1, self.in_channels, *self.image_size, device="meta")
 
 
 class VideoTransformer(Transformer):
@@ -155,3 +198,15 @@ class SeriesTransformer(Transformer):
         for norm in self.modules():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = 1e-5  # as the official ones
+
+
+def check_image(image_size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, int]:
+    """The grid of an image's patches.
+
+    Raises:
+        ValueError: sizes that are not positive, or that the patches do not divide.
+    """
+    check_sizes(patch_rows=patch_size[0], patch_columns=patch_size[1], rows=image_size[0], columns=image_size[1])
+    if any(size % patch for size, patch in zip(image_size, patch_size, strict=True)):
+        raise ValueError(f"an image of {tuple(image_size)} pixels cannot be cut into patches of {tuple(patch_size)}")
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # `sincos`: fixed and added (I-JEPA, V-JEPA). `learned`: added, and trained. `rope`: rotary in every block (V-JEPA 2).
-# `tiled_rope`: the same with frequencies in the order that V-JEPA 2's code has them in (see `rotation`).
-Positions = Literal["sincos", "learned", "rope", "tiled_rope"]
+# `tiled_rope`: the same with frequencies in the order that V-JEPA 2's code has them in (see `rotation`). `none`: tokens
+# know by themselves, or by a bias of attention.
+Positions = Literal["sincos", "learned", "rope", "tiled_rope", "none"]
 ADDED = ("sincos", "learned")
+ROTARY = ("rope", "tiled_rope")
 
 
 def sincos_positions(grid: Sequence[int], dim: int) -> Tensor:

@@ -40,7 +40,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
             shard(network, mesh)
         elif any(True for _ in network.parameters()) and not isinstance(network, FSDPModule):
             for _, _, block in blocks(network):
-                fully_shard(block, mesh=mesh)
-            fully_shard(network, mesh=mesh, reshard_after_forward=True)
-            for method in getattr(network, "forward_methods", ()):
-                register_fsdp_forward_method(network, method)
+                _shard(block, mesh)
+            _shard(network, mesh, reshard_after_forward=True)
+
+
+def _shard(network: nn.Module, mesh: DeviceMesh, **options: Any) -> None:
+    """One network, with what it computes beside `forward`."""
+    fully_shard(network, mesh=mesh, **options)
+    for method in getattr(network, "forward_methods", ()):
+        register_fsdp_forward_method(network, method)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lightning.networks.blocks import Block
+from jepa_lightning.networks.blocks import Block, BlockOutput
 from jepa_lightning.networks.linear import Activation
-from jepa_lightning.networks.positions import ADDED, Positions, Rotation, rotation, sincos_positions
+from jepa_lightning.networks.positions import ADDED, ROTARY, Positions, Rotation, rotation, sincos_positions
 from jepa_lightning.networks.tokens import check_sizes, gather_tokens, init_transformer, rescale_residuals
 from jepa_lightning.step import Tokens
 
@@ -29,10 +29,14 @@ class Transformer(nn.Module):
         depth: number of blocks.
         num_heads: attention heads a block; divides the tokens' width.
         mlp_ratio: width of the MLPs over that of the tokens.
-        positions: how a token knows its place: `sincos`, `learned`, `rope` or `tiled_rope`, see `positions.py`.
+        positions: how a token knows its place: `sincos`, `learned`, `rope`, `tiled_rope` or `none`, see `positions.py`.
         norm_first: pre-norm blocks and a norm at the end, or, without, post-norm blocks and a norm before the first.
         class_token: whether a token that has no place is put in front: the summary of `encode`.
         activation: of the MLPs, `gelu` or `relu`.
+        eps: epsilon of the norms.
+        layer_scale: of the blocks, see `Block`.
+        bias: what is added to the logits of all blocks: a module `bias(places, grid)` from places `[B, K]` (or
+            `[1, K]`, of all samples) to `[B, heads, K, K]`, with the class token, if there is one, in front.
 
     Raises:
         ValueError: a size that does not fit.
@@ -43,7 +47,7 @@ class Transformer(nn.Module):
     torch.Size([3, 4, 8])
     """
 
-    forward_methods = ("tokens", "encode", "layers")  # which a strategy that shards has to know
+    forward_methods = ("tokens", "masked", "encode", "outputs", "layers")  # which a strategy that shards has to know
     patch_embed: Any
 
     def __init__(
@@ -57,6 +61,9 @@ class Transformer(nn.Module):
         norm_first: bool = True,
         class_token: bool = False,
         activation: Activation = "gelu",
+        eps: float = 1e-6,
+        layer_scale: float | None = None,
+        bias: nn.Module | None = None,
     ) -> None:
         super().__init__()
         embed_dim: int = tokenizer.embed_dim
@@ -72,16 +79,18 @@ class Transformer(nn.Module):
             fixed = positions == "sincos"
             self.pos_embed = nn.Parameter(sincos_positions(self.grid, embed_dim), requires_grad=not fixed)
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, norm_first, activation) for _ in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, norm_first, activation, eps=eps, layer_scale=layer_scale)
+            for _ in range(depth)
         )
-        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=eps)
+        self.bias = bias
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         self.init_weights()
 
     def init_weights(self) -> None:
         """Draw the weights anew."""
         self.apply(init_transformer)
-        if self.positions not in ADDED:
+        if self.positions in ROTARY:
             rescale_residuals(self.blocks)
         self.patch_embed.init_weights()
         if self.positions == "learned":
@@ -98,9 +107,22 @@ class Transformer(nn.Module):
         grid: tuple[int, ...] = self.patch_embed.grid_of(x)
         return grid
 
+    @property
+    def class_token(self) -> Tensor | None:
+        """The token `[1, 1, D]` that is put in front, if there is one."""
+        return self.cls_token
+
     def tokens(self, x: Tensor) -> Tensor:
         """The tokens `[B, N, D]` of observations, which do not know their places yet."""
         return self.patch_embed(x)
+
+    def masked(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Tokens `[B, N, D]` with mask tokens at the places `hidden`, a BoolTensor `[B, N]`.
+
+        Of encoders whose tokenizer has a mask token: a method `masked(tokens, hidden)`.
+        """
+        tokens = self.patch_embed.masked(tokens, hidden)
+        return tokens
 
     def encode(
         self,
@@ -126,8 +148,36 @@ class Transformer(nn.Module):
         tokens, by, mask, kept = self._kept(tokens, indices, valid, grid, mask)
         for block in self.blocks:
             tokens = block(tokens, by, mask)
-        tokens = self.norm(tokens) if self.norm_first else tokens
-        return Tokens(tokens, kept) if self.cls_token is None else Tokens(tokens[:, 1:], kept, tokens[:, 0])
+        return self._ended(tokens, kept)
+
+    def outputs(
+        self,
+        tokens: Tensor,
+        indices: Tensor | None = None,
+        valid: Tensor | None = None,
+        grid: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tokens, list[BlockOutput]]:
+        """Encode tokens, and keep what every block gives and what its MLP adds, without the class token.
+
+        Args:
+            tokens: `[B, N, D]`.
+            indices: see `encode`, as `valid`, `grid` and `mask`.
+            valid: see `encode`.
+            grid: see `encode`.
+            mask: see `encode`.
+
+        Returns:
+            What `encode` gives, and of each block two tensors `[B, K, D]`.
+        """
+        tokens, by, mask, kept = self._kept(tokens, indices, valid, grid, mask)
+        first, found = int(self.class_token is not None), []
+        block: Any
+        for block in self.blocks:
+            output = block.output(tokens, by, mask)
+            tokens = output.tokens
+            found.append(BlockOutput(output.tokens[:, first:], output.added[:, first:]))
+        return self._ended(tokens, kept), found
 
     def layers(
         self,
@@ -158,7 +208,7 @@ class Transformer(nn.Module):
             if number > max(wanted):
                 break
             tokens = block(tokens, by, mask)
-            found[number] = tokens if self.cls_token is None else tokens[:, 1:]
+            found[number] = tokens if self.class_token is None else tokens[:, 1:]
         return [found[number] for number in wanted]
 
     def forward(self, x: Tensor, indices: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
@@ -178,6 +228,11 @@ class Transformer(nn.Module):
         """
         return self.encode(self.tokens(x), indices, valid, self.grid_of(x)).values
 
+    def _ended(self, tokens: Tensor, valid: Tensor | None) -> Tokens:
+        """What the last block gives, without the class token."""
+        tokens = self.norm(tokens) if self.norm_first else tokens
+        return Tokens(tokens, valid) if self.class_token is None else Tokens(tokens[:, 1:], valid, tokens[:, 0])
+
     def _kept(
         self,
         tokens: Tensor,
@@ -188,14 +243,13 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Rotation | None, Tensor | None, Tensor | None]:
         """The tokens that enter the blocks, their rotation, the attention mask, and which of them are valid."""
         grid = tuple(grid or self.grid)
-        if self.positions in ADDED:
-            tokens = tokens + self._added(grid)
+        tokens = self._placed(tokens, grid, indices, valid)
         places = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
         if indices is not None:
             tokens, places = gather_tokens(tokens, indices), indices
             valid = None if valid is None else valid.gather(1, indices)
         by = None
-        if self.positions not in ADDED:
+        if self.positions in ROTARY:
             by = rotation(places, grid, self.embed_dim // self.num_heads, tiled=self.positions == "tiled_rope")
         if mask is not None:
             mask = mask.view(-1, 1, *mask.shape[-2:])
@@ -203,12 +257,19 @@ class Transformer(nn.Module):
             # A sample without any token sees them all: nothing reads what it makes of them, and it must not be NaN.
             seen = (valid | ~valid.any(1, keepdim=True))[:, None, None]
             mask = seen if mask is None else mask & seen
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
             by = None if by is None else by.after(1)
             if mask is not None:
                 mask = F.pad(mask, (1, 0, 1 if mask.shape[-2] > 1 else 0, 0), value=True)
+        if self.bias is not None:
+            bias = self.bias(places, grid)
+            mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
         return (tokens if self.norm_first else self.norm(tokens)), by, mask, valid
+
+    def _placed(self, tokens: Tensor, grid: tuple[int, ...], indices: Tensor | None, valid: Tensor | None) -> Tensor:
+        """The tokens `[B, N, D]` with what tells them their places, of which those at `indices` will be kept."""
+        return tokens + self._added(grid) if self.positions in ADDED else tokens
 
     def _added(self, grid: tuple[int, ...]) -> Tensor:
         if grid == self.grid:

@@ -17,10 +17,10 @@ class LatentPictures(Pictures):
     """What is masked of images or clips, and what the target encoder makes of them (`pictures/latents`).
 
     Of an image a row. From left to right: the image; where tokens are masked, what the context encoder sees, and the
-    target blocks in colours; and the target encoder's tokens, their first three principal components over all rows as
-    red, green and blue. Rows whose last picture is the same whatever the image show an encoder that knows where a token
-    is and nothing else. Colours are stretched to the tokens at hand, however little these differ: whether they do,
-    `CollapseMonitor` says.
+    target blocks in colours, of several masks of an image those of the first; and the target encoder's tokens, their
+    first three principal components over all rows as red, green and blue. Rows whose last picture is the same whatever
+    the image show an encoder that knows where a token is and nothing else. Colours are stretched to the tokens at hand,
+    however little these differ: whether they do, `CollapseMonitor` says.
 
     Of a clip a film strip, a column for each frame of tokens: the clip; for each kind of mask what the context encoder
     sees, and in colour what is predicted; and the principal components.
@@ -38,10 +38,14 @@ class LatentPictures(Pictures):
 
     def titles(self, pl_module: Any, images: Tensor, outputs: Any) -> list[str]:
         """Of images, a title a column; of clips, what the film strips of each show."""
-        masked = isinstance(outputs["drawn"], Masks)
         if len(pl_module.context_encoder.grid_of(images)) == 2:
+            masked = hasattr(pl_module, "kinds")
             return ["image", *(["context", "targets"] if masked else []), "features"]
-        kinds = ["masks"] if masked else [f"{name} masks" for name in pl_module.kinds(outputs["drawn"])]
+        kinds = (
+            ["masks"]
+            if isinstance(outputs["drawn"], Masks)
+            else [f"{name} masks" for name in pl_module.kinds(outputs["drawn"])]
+        )
         return [f"of each, from top: clip; {'; '.join(kinds)}; features"]
 
     def draw(self, pl_module: Any, images: Tensor, outputs: Any) -> Tensor:
@@ -49,7 +53,8 @@ class LatentPictures(Pictures):
         features = outputs["latents"].features.values[: self.num_images]
         drawn, grid = outputs["drawn"], tuple(pl_module.context_encoder.grid_of(images))
         if len(grid) == 2:
-            return draw_latents(images, drawn if isinstance(drawn, Masks) else None, features, grid)
+            masks = next(iter(pl_module.kinds(drawn).values())) if hasattr(pl_module, "kinds") else None
+            return draw_latents(images, masks, features, grid)
         kinds = [drawn] if isinstance(drawn, Masks) else drawn
         return draw_clips(images.unsqueeze(2) if images.ndim == 4 else images, kinds, features, grid)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jepa_lightning.checkpoints.families import hugging_face, ijepa, ours, tjepa, tsjepa, vjepa, vjepa2ac
+from jepa_lightning.checkpoints.families import data2vec, hugging_face, ijepa, ours, tjepa, tsjepa, vjepa, vjepa2ac
 from jepa_lightning.checkpoints.reading import Networks, read_file
 
-FAMILIES = (vjepa2ac, vjepa, ijepa, tsjepa, tjepa, ours)  # the first that matches reads
+FAMILIES = (vjepa2ac, vjepa, ijepa, tsjepa, tjepa, data2vec, ours)  # the first that matches reads
 
 
 def read_networks(path: str | Path) -> Networks:

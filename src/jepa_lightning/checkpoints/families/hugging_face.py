@@ -1,4 +1,4 @@
-"""The layout of the Hugging Face hub, both ways: `IJepaModel` and `VJEPA2Model`.
+"""The layout of the Hugging Face hub, both ways: `IJepaModel` and `VJEPA2Model` (and, in its own file, data2vec's).
 
 Their modules are ours under other names, query, key and value apart. In the tables a `#` stands for a block's number.
 """
@@ -14,8 +14,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from jepa_lightning.checkpoints.families import hugging_face_data2vec
 from jepa_lightning.checkpoints.reading import Networks, StateDict
-from jepa_lightning.networks import Predictor, VideoTransformer, VisionTransformer
+from jepa_lightning.networks import (
+    BeitTransformer,
+    Predictor,
+    VideoTransformer,
+    VisionTransformer,
+    WaveTransformer,
+    WordTransformer,
+)
 
 IJEPA_ENCODER = {
     "pos_embed": "embeddings.position_embeddings",
@@ -53,24 +61,31 @@ VJEPA2_PREDICTOR = {
 
 
 def save_for_transformers(
-    encoder: VisionTransformer | VideoTransformer, folder: str | Path, predictor: Predictor | None = None
+    encoder: VisionTransformer | VideoTransformer | BeitTransformer | WaveTransformer | WordTransformer,
+    folder: str | Path,
+    predictor: Predictor | None = None,
 ) -> None:
     """Write an encoder as a folder that `transformers` loads.
 
     Args:
         encoder: of images, for `IJepaModel.from_pretrained(folder)`, or of clips with the positions of V-JEPA 2's code
-            (`tiled_rope`), for `VJEPA2Model.from_pretrained(folder)`, whose clips are `[B, T, C, H, W]`.
+            (`tiled_rope`), for `VJEPA2Model.from_pretrained(folder)`, whose clips are `[B, T, C, H, W]`; or those of
+            data2vec, for `Data2VecVisionModel`, `Data2VecAudioModel` and `Data2VecTextModel`.
         folder: made if need be.
         predictor: that of the clips' encoder. Without it transformers gives its model an untrained one.
 
     Raises:
-        ValueError: positions or frames that the other side has no form for.
+        ValueError: an encoder, positions or frames that the other side has no form for.
     """
     folder = Path(folder)
     # Of compiled networks what they were made of.
     encoder, predictor = getattr(encoder, "_orig_mod", encoder), getattr(predictor, "_orig_mod", predictor)
     if isinstance(encoder, VideoTransformer):
         config, state = _vjepa2(encoder, predictor)
+    elif isinstance(encoder, BeitTransformer | WaveTransformer | WordTransformer):
+        config, state = hugging_face_data2vec.written(encoder)
+    elif not isinstance(encoder, VisionTransformer):
+        raise ValueError(f"transformers has no model for a {type(encoder).__name__}")
     else:
         config, state = _ijepa(encoder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +108,13 @@ def read(folder: Path) -> Networks:
             f"model.safetensors.index.json names: {error}"
         ) from error
     kind = config.get("model_type")
+    if kind in hugging_face_data2vec.KINDS:
+        prefix = f"{kind.replace('-', '_')}."
+        theirs = {name.removeprefix(prefix): value for name, value in theirs.items()}
+        return hugging_face_data2vec.read(config, theirs, folder)
     if kind not in ("ijepa", "vjepa2"):
-        raise ValueError(f"{folder} holds a model of type {kind!r}, expected 'ijepa' or 'vjepa2'")
+        known = " or ".join(map(repr, ("ijepa", "vjepa2", *hugging_face_data2vec.KINDS)))
+        raise ValueError(f"{folder} holds a model of type {kind!r}, expected {known}")
     if other := [f"{name}={config[name]!r}" for name, ours in _FIXED.items() if config.get(name, ours) != ours]:
         raise ValueError(f"{folder} is of a network that this package does not have, with {', '.join(other)}")
     epsilon = config.get("layer_norm_eps", _DEFAULT_EPSILON[kind])
