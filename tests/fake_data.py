@@ -180,3 +180,14 @@ def write_sound(path: Path, hertz: float = 440.0, seconds: float = 0.5, rate: in
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
     soundfile.write(path, np.repeat(wave[:, None], channels, 1), rate)
     return path
+
+
+def write_sounds(root: Path) -> None:
+    """Noise of two to three seconds, and fairseq's manifests of it."""
+    root.mkdir()
+    for split in ("train", "valid"):
+        lengths = {f"{split}_{number}.wav": 32_000 + 4_000 * number for number in range(4)}
+        for number, (name, length) in enumerate(lengths.items()):
+            soundfile.write(root / name, 0.1 * np.random.default_rng(number).standard_normal(length), 16_000)
+        lines = [str(root), *(f"{name}\t{length}" for name, length in lengths.items())]
+        (root / f"{split}.tsv").write_text("\n".join(lines) + "\n")

@@ -1,6 +1,7 @@
 """The command line: classes of the user's own, merged configurations, misspelt keys, resuming; and every recipe."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from fake_data import (
     write_imagenet,
     write_imagenette,
     write_mnist,
+    write_sounds,
     write_stl10,
     write_tracks,
     write_videos,
@@ -408,6 +410,22 @@ PUBLISHED |= {
 }
 
 
+# Of sound and text: convolutions and norms of the front end, and five of positions; or words and their places.
+FRONT_END = 512 * 10 + 512**2 * (4 * 3 + 2 * 2) + 8 * 1024 + 512 * 768 + 768 + 5 * (768**2 // 16 * 19 + 768)
+OF_WAVES, OF_WORDS = FRONT_END + 2 * 768, (50265 + 512 + 2) * 768
+BLOCKS, SQUARE = 12 * (12 * 768**2 + 13 * 768), 768**2 + 768
+DECODER = 384 * 48 * 7 + 3 * 384 * 24 * 7 + 4 * 384 + 384 * 768 + 768
+PUBLISHED |= {
+    name: (encoder / 1e6, predictor / 1e6)
+    for name, encoder, predictor in (
+        ("data2vec/librispeech_base.yaml", OF_WAVES + 768 + BLOCKS, SQUARE),
+        ("data2vec/text_base.yaml", OF_WORDS + BLOCKS, 4 * 768**2 + 3 * 768),
+        ("data2vec2/librispeech_base.yaml", OF_WAVES + 12 + BLOCKS, DECODER),
+        ("data2vec2/text_base.yaml", OF_WORDS + BLOCKS, 5 * (9 * 768**2 + 768) + 4 * 768**2 + 3 * 768),
+    )
+}
+
+
 def test_there_are_recipes() -> None:
     names = ("shapes", "fashion_mnist", "cifar10", "stl10", "imagenette")
     small = {f"{method}/{name}.yaml" for method in ("cjepa", "dmtjepa", "lejepa") for name in names[:2]}
@@ -430,6 +448,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = "\n".join(f"{number},{number % 7}" for number in range(2000))
     (root / "series.csv").write_text(f"second,x\n{rows}\n")
     write_tracks(root / "tracks.csv")
+    write_sounds(root / "sounds")
+    for split in ("train", "val"):
+        (root / "texts" / split).mkdir(parents=True)
+        for number in range(4):
+            (root / "texts" / split / f"{number}.txt").write_text(f"One can count to {number}. " * 20)
     return root
 
 
@@ -472,8 +495,12 @@ def test_published_recipe(name: str) -> None:
     module, trainer = built(recipe), recipe["trainer"]
     counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (module.context_encoder, module.predictor)]
     assert counts == pytest.approx(PUBLISHED[name], abs=0.06)
-    batch = recipe["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"]
-    if name.startswith("data2vec"):
+    batch = recipe["data"]["init_args"].get("batch_size", 0) * trainer["devices"] * trainer["num_nodes"]
+    if "librispeech" in name or "text" in name:
+        seconds = recipe["data"]["init_args"].get("batch_seconds", 0) * trainer["devices"] * trainer["num_nodes"]
+        assert (batch, seconds) in ((0, 3800), (0, 500), (256, 0), (64, 0))
+        assert trainer["max_steps"] == (400_000 if seconds else 1_000_000)
+    elif name.startswith("data2vec"):
         clones = module.hparams.get("num_masks", 1)
         assert batch * clones == {"data2vec/imagenet_vitb16.yaml": 2048, "data2vec2/imagenet_vitb16.yaml": 4096}.get(
             name, 2048
@@ -507,8 +534,12 @@ def test_recipe(name: str, data: Path) -> None:
         tiny |= {"num_layers": 1, "predictor_groups": 2}
     elif "predictor_num_heads" in recipe["model"]["init_args"]:
         tiny["predictor_num_heads"] = 2
-    if "encoder" in recipe["model"]["init_args"]:  # which has sizes of its own, small ones
-        tiny = {option: value for option, value in tiny.items() if option.startswith("predictor")}
+    if encoder := recipe["model"]["init_args"].get("encoder"):  # which has sizes of its own
+        small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+        tiny = {option: value for option, value in tiny.items() if option not in small}
+        if "Transformer" in encoder["class_path"]:
+            small |= {"convolutions": [[8, 10, 5], [8, 64, 64]]} if "Wave" in encoder["class_path"] else {}
+            tiny["encoder"] = json.dumps({**encoder, "init_args": encoder["init_args"] | small})
     arguments += [f"--model.{option}={value}" for option, value in tiny.items()]
     if method in ("LeJEPA", "CJEPA"):
         arguments += ["--model.projector=[24,16]"]
@@ -519,6 +550,10 @@ def test_recipe(name: str, data: Path) -> None:
             arguments += [f"--data.source={data / 'series.csv'}", "--data.time=second"]
     elif kind == "TrajectoriesDataModule":
         arguments += [f"--data.source={data / 'tracks.csv'}", "--data.cell_dim=24", "--data.cell_size=2000"]
+    elif kind == "WaveformDataModule":
+        arguments += [f"--data.root={data / 'sounds'}", "--data.batch_seconds=null"]
+    elif kind == "TextDataModule":
+        arguments += [f"--data.root={data / 'texts'}", "--data.tokenizer=bytes", "--data.max_tokens=32"]
     elif kind == "VideoDataModule":
         arguments += [f"--data.root={data / 'videos'}"]
         for part in ("model", "data"):
@@ -532,9 +567,15 @@ def test_recipe(name: str, data: Path) -> None:
     assert torch.isfinite(metrics["train/loss"])
     assert torch.isfinite(metrics["val/loss"])
     probes = [entry for entry in recipe["trainer"]["callbacks"] if entry["class_path"].endswith("Probe")]
-    assert probes or name in ("vjepa/clips.yaml", "tsjepa/csv.yaml", "tjepa/flights.yaml", "tjepa/tracks.yaml")
+    unlabelled = kind in ("WaveformDataModule", "TextDataModule")
+    named = ("vjepa/clips.yaml", "tsjepa/csv.yaml", "tjepa/flights.yaml", "tjepa/tracks.yaml")
+    assert probes or unlabelled or name in named
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
     assert sum(tag.endswith("/miou") for tag in metrics) == sum("dense" in str(probe) for probe in probes)
+    if unlabelled:
+        batch = next(iter(trainer.datamodule.train_dataloader()))
+        assert module.context_encoder.grid_of(next(iter(batch.values())))
+        return
     if kind == "SeriesDataModule":
         sizes = [module.hparams.num_steps, module.hparams.in_channels]
         assert list(next(iter(trainer.datamodule.train_dataloader())).series.shape[1:]) == sizes

@@ -40,6 +40,29 @@ STRIDE, GOAL_STEPS, BUDGET = 5, 25, 50
 VECTORS = ("states", "positions")  # what is seen is no frame: all numbers of a scene, or the position alone
 
 
+class Wander:
+    """Heads for one place of PushT after another, 15 of its 512 pixels a step.
+
+    With `random` actions the agent crosses half of the plane from one frame of a window to the next, so that for
+    LeJEPA's views only the block stays where it is.
+    """
+
+    def begin(self, env: Any, rng: np.random.Generator) -> None:
+        """Start where the agent is."""
+        self.place = self.target = np.array(env.unwrapped.agent.position)
+
+    def act(self, observation: Any, env: Any, rng: np.random.Generator) -> Any:
+        """A step ahead."""
+        away = self.target - self.place
+        if np.hypot(*away) < 15:
+            self.target = rng.uniform(50, 462, 2)
+        self.place = self.place + away * min(1.0, 15 / max(float(np.hypot(*away)), 1e-6))
+        return self.place.astype(np.float32)
+
+
+WANDER = f"{Wander.__module__}.Wander"
+
+
 def world(options: argparse.Namespace) -> dict[str, Any]:
     """The environment, as vectors or as frames of 64 pixels."""
     vectors = options.encoder in VECTORS
@@ -51,10 +74,10 @@ def world(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def task(options: argparse.Namespace) -> dict[str, Any]:
-    """The environment, with goals 25 steps away: of the expert's, a steady force's, or in PushT anybody's."""
+    """The environment, with goals 25 steps away: of the expert's, a steady force's, or in PushT of `Wander`'s."""
     if options.environment == "PushT":
-        near = {"pos_agent": 10}
-        return {"id": "jepa_lightning/Reaching-v0", "environment": world(options), "goal_steps": 25, "within": near}
+        reached = {"within": {"pos_agent": 10}, "policies": {WANDER: 1.0}}
+        return {"id": "jepa_lightning/Reaching-v0", "environment": world(options), "goal_steps": GOAL_STEPS} | reached
     return {**world(options), "goal_steps": GOAL_STEPS}
 
 
@@ -66,12 +89,12 @@ def columns(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def episodes(options: argparse.Namespace, steps: int, stride: int, every: int, batch_size: int) -> EpisodesDataModule:
-    """Recorded episodes: half of them walks and half of a noisy expert's, in PushT random ones."""
+    """Recorded episodes: half of them walks and half of a noisy expert's, in PushT all of `Wander`'s."""
     own, frames = options.environment != "PushT", options.encoder not in VECTORS
     seen, place = columns(options)
     data = EpisodesDataModule(
         environment={**world(options), "endless": True} if own and not frames else world(options),
-        policies={"walk": 0.5, "expert": 0.5} if own else {"random": 1.0},
+        policies={"walk": 0.5, "expert": 0.5} if own else {WANDER: 1.0},
         observation=seen,
         state=place,
         standardize=("observation", "action"),
