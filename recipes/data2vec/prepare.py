@@ -7,13 +7,19 @@ writes the recorded notes of the sound font FluidR3 (MIT licence) to `data/notes
 `val.csv`: of each note the `family` of its instrument, its `octave` and its `pitch` class. Left and right channel of a
 recording are on the same side of the split.
 
-    apt install asterisk-core-sounds-{en,es,fr,it,ru}-wav asterisk-prompt-fr-armelle klettres-data ktuberling-data \\
-        tuxpaint-stamps-default
+    apt install fortunes fortunes-min
+    python recipes/data2vec/prepare.py words
+
+makes a tokenizer of 4000 words of the texts and saves it as transformers do to `data/words`; the texts themselves
+`TextDataModule` reads as they are.
+
+    apt install asterisk-core-sounds-{en,es,fr,it,ru}-wav asterisk-prompt-{es-co,fr-armelle} klettres-data \\
+        ktuberling-data tuxpaint-stamps-default
     python recipes/data2vec/prepare.py speech
 
-writes lists of the spoken sounds below `--roots` to `data/speech`: `train.csv` of all but one speaker, for pretraining,
-and for `spoken.py` the spoken numbers and letters `spoken_train.csv`, `spoken_val.csv` and, of a speaker that is in no
-other list, `spoken_test.csv`, with the word that is said. Needs the extra `audio`.
+writes lists of spoken sounds to `data/speech`: `train.csv` and `val.csv`, for pretraining, of all speakers but two, and
+for `spoken.py` the spoken numbers and letters `spoken_train.csv`, `spoken_val.csv` and, of those two, one in Spanish and
+one in French, `spoken_test.csv`, with the word that is said. Needs the extras `audio` and `text`.
 """
 
 from __future__ import annotations
@@ -168,7 +174,96 @@ def write_notes(options: argparse.Namespace) -> None:
         write_list(options.folder / f"{role}.csv", own)
 
 
+# --- Words of texts --------------------------------------------------------------------------------------------------
+
+
+def write_words(options: argparse.Namespace) -> None:
+    """A tokenizer of transformers: pairs of bytes that are often side by side, as those of GPT-2 and RoBERTa."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    files = sorted(str(file) for file in options.root.iterdir() if file.is_file() and not file.suffix)
+    if not files:
+        raise FileNotFoundError(f"{options.root.absolute()} has no texts: apt install fortunes fortunes-min")
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words.train(files, trainers.BpeTrainer(vocab_size=options.size, special_tokens=special, initial_alphabet=alphabet))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(options.folder)
+    print(f"{options.folder}: {words.get_vocab_size()} words", flush=True)
+
+
 # --- Speech ----------------------------------------------------------------------------------------------------------
+
+# What is said in files of the same name in each language, by the names of Asterisk: 0 to 20, then 30 to 90.
+NUMBERS = {
+    "en": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety",
+    "es": "cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce quince dieciséis "
+    "diecisiete dieciocho diecinueve veinte treinta cuarenta cincuenta sesenta setenta ochenta noventa",
+    "fr": "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize dix-sept "
+    "dix-huit dix-neuf vingt trente quarante cinquante soixante soixante-dix quatre-vingts quatre-vingt-dix",
+    "it": "zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici quattordici quindici sedici "
+    "diciassette diciotto diciannove venti trenta quaranta cinquanta sessanta settanta ottanta novanta",
+}
+FILES = [*map(str, range(21)), *map(str, range(30, 100, 10))]
+SPEAKERS = {  # folders of Asterisk's sounds: the language, and whether the speaker is held out
+    "en_US_f_Allison": ("en", False),
+    "es_MX_f_Allison": ("es", False),
+    "fr_CA_f_June": ("fr", False),
+    "it_IT_m_Carlo": ("it", False),
+    "es": ("es", True),
+    "fr": ("fr", True),
+}
+
+
+def spoken(sounds: Path) -> list[tuple[Path, str, str, bool]]:
+    """Of each spoken number and letter its file, what is said, in which language, and whether it is held out."""
+    found = []
+    for speaker, (language, held_out) in SPEAKERS.items():
+        told = {f"digits/{name}": word for name, word in zip(FILES, NUMBERS[language].split(), strict=True)}
+        told |= {f"letters/{letter}": letter for letter in "abcdefghijklmnopqrstuvwxyz"}
+        for name, word in told.items():
+            for file in (sounds / speaker / f"{name}.wav", sounds / speaker / f"{name}.gsm"):
+                if file.exists():
+                    found.append((file, word, language, held_out))
+    return found
+
+
+def write_speech(options: argparse.Namespace) -> None:
+    """Write the lists, and those sounds as wav files that only Asterisk's own format (GSM 06.10) has."""
+    import soundfile
+
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    sounds = options.share / "asterisk/sounds"
+    known = spoken(sounds)
+    held_out = tuple(str(sounds / name) + "/" for name, (_, out) in SPEAKERS.items() if out)
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "spoken_train": [], "spoken_val": [], "spoken_test": []}
+    places = sorted(
+        file
+        for name in ("asterisk/sounds", "klettres", "ktuberling/sounds", "tuxpaint/stamps")
+        for file in (options.share / name).rglob("*")
+        if file.suffix in (".wav", ".ogg") and not str(file).startswith(held_out) and "silence" not in file.parts
+    )
+    if not places or not any(out for *_, out in known):
+        raise FileNotFoundError(f"{options.share.absolute()} lacks sounds of the packages that --help names")
+    turns = np.random.default_rng(0).random(len(places))
+    for file, turn in zip(places, turns, strict=True):
+        rows["val" if turn < 0.03 else "train"].append({"file": str(file.absolute())})
+    for number, (file, word, language, out) in enumerate(known):
+        path = file.absolute()
+        if file.suffix == ".gsm":
+            wave, rate = soundfile.read(file, samplerate=8000, channels=1, format="RAW", subtype="GSM610")
+            path = (folder / f"{number:04}.wav").absolute()
+            soundfile.write(path, wave, rate, subtype="PCM_16")
+        role = "spoken_test" if out else "spoken_val" if number % 10 == 0 else "spoken_train"
+        rows[role].append({"file": str(path), "word": word, "language": language})
+    for role, own in rows.items():
+        write_list(folder / f"{role}.csv", own)
 
 
 def write_list(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -193,6 +288,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of_notes.add_argument("--seconds", type=float, default=2.0, help="of a note, from its start, at most")
     of_notes.add_argument("--val_share", type=float, default=0.25, help="of the recordings")
     of_notes.set_defaults(write=write_notes)
+    of_words = kinds.add_parser("words")
+    of_words.add_argument("--root", type=Path, default=Path("/usr/share/games/fortunes"))
+    of_words.add_argument("--folder", type=Path, default=Path("data/words"))
+    of_words.add_argument("--size", type=int, default=4000, help="of the vocabulary")
+    of_words.set_defaults(write=write_words)
+    of_speech = kinds.add_parser("speech")
+    of_speech.add_argument("--share", type=Path, default=Path("/usr/share"), help="that the packages are installed in")
+    of_speech.add_argument("--folder", type=Path, default=Path("data/speech"))
+    of_speech.set_defaults(write=write_speech)
     options = parser.parse_args(arguments)
     options.write(options)
 
