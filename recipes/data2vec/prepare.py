@@ -18,8 +18,8 @@ makes a tokenizer of 4000 words of the texts and saves it as transformers do to 
     python recipes/data2vec/prepare.py speech
 
 writes lists of spoken sounds to `data/speech`: `train.csv` and `val.csv`, for pretraining, of all speakers but two, and
-for `spoken.py` the spoken numbers and letters `spoken_train.csv`, `spoken_val.csv` and, of those two, one in Spanish and
-one in French, `spoken_test.csv`, with the word that is said. Needs the extras `audio` and `text`.
+for `spoken.py` the spoken numbers and letters `spoken/train.csv`, `spoken/val.csv` and, of those two, one in Spanish and one
+in French, `spoken/test.csv`, with the word that is said. Needs the extras `audio` and `text`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import argparse
 import csv
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,18 @@ PITCHES = ("c", "c#", "d", "d#", "e", "f", "f#", "g", "g#", "a", "a#", "b")
 INSTRUMENT, SAMPLE, ROOT_KEY = 41, 53, 58  # generators of a sound font
 DRUMS = 128  # the bank that they are in
 CHANNEL = re.compile(r"\s*(\((L|R)\)|(L|R))$")  # the end of a recording's name; the links between both are all 0
+
+
+def write_list(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write a list of sounds, and say how many."""
+    if not rows:
+        raise ValueError(f"nothing was found for {path}")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{path}: {len(rows)} sounds", flush=True)
+
 
 # --- Notes of a sound font -------------------------------------------------------------------------------------------
 
@@ -220,9 +233,9 @@ SPEAKERS = {  # folders of Asterisk's sounds: the language, and whether the spea
 }
 
 
-def spoken(sounds: Path) -> list[tuple[Path, str, str, bool]]:
+def spoken(share: Path) -> list[tuple[Path, str, str, bool]]:
     """Of each spoken number and letter its file, what is said, in which language, and whether it is held out."""
-    found = []
+    found, sounds = [], share / "asterisk/sounds"
     for speaker, (language, held_out) in SPEAKERS.items():
         told = {f"digits/{name}": word for name, word in zip(FILES, NUMBERS[language].split(), strict=True)}
         told |= {f"letters/{letter}": letter for letter in "abcdefghijklmnopqrstuvwxyz"}
@@ -230,6 +243,10 @@ def spoken(sounds: Path) -> list[tuple[Path, str, str, bool]]:
             for file in (sounds / speaker / f"{name}.wav", sounds / speaker / f"{name}.gsm"):
                 if file.exists():
                     found.append((file, word, language, held_out))
+    for language in ("en", "en_GB", "es", "it"):
+        for file in sorted((share / "klettres" / language / "alpha").glob("?.ogg")):
+            if file.stem.lower() in "abcdefghijklmnopqrstuvwxyz":
+                found.append((file, file.stem.lower(), language[:2], False))
     return found
 
 
@@ -238,11 +255,12 @@ def write_speech(options: argparse.Namespace) -> None:
     import soundfile
 
     folder: Path = options.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spoken").mkdir(parents=True, exist_ok=True)
     sounds = options.share / "asterisk/sounds"
-    known = spoken(sounds)
+    known = spoken(options.share)
     held_out = tuple(str(sounds / name) + "/" for name, (_, out) in SPEAKERS.items() if out)
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "spoken_train": [], "spoken_val": [], "spoken_test": []}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("train", "val")}
+    rows |= {f"spoken/{name}": [] for name in ("train", "val", "test")}
     places = sorted(
         file
         for name in ("asterisk/sounds", "klettres", "ktuberling/sounds", "tuxpaint/stamps")
@@ -254,27 +272,18 @@ def write_speech(options: argparse.Namespace) -> None:
     turns = np.random.default_rng(0).random(len(places))
     for file, turn in zip(places, turns, strict=True):
         rows["val" if turn < 0.03 else "train"].append({"file": str(file.absolute())})
+    left = Counter(word for _, word, _, out in known if not out)
     for number, (file, word, language, out) in enumerate(known):
         path = file.absolute()
         if file.suffix == ".gsm":
             wave, rate = soundfile.read(file, samplerate=8000, channels=1, format="RAW", subtype="GSM610")
             path = (folder / f"{number:04}.wav").absolute()
             soundfile.write(path, wave, rate, subtype="PCM_16")
-        role = "spoken_test" if out else "spoken_val" if number % 10 == 0 else "spoken_train"
-        rows[role].append({"file": str(path), "word": word, "language": language})
+        role = "test" if out else "val" if number % 10 == 0 and left[word] > 1 else "train"
+        left[word] -= role == "val"  # as training has every word
+        rows[f"spoken/{role}"].append({"file": str(path), "word": word, "language": language})
     for role, own in rows.items():
         write_list(folder / f"{role}.csv", own)
-
-
-def write_list(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a list of sounds, and say how many."""
-    if not rows:
-        raise ValueError(f"nothing was found for {path}")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{path}: {len(rows)} sounds", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
