@@ -48,8 +48,8 @@ from jepa_lightning.step import Tokens
 METHODS = {"Data2Vec": Data2Vec, "Data2Vec2": Data2Vec2, "IJEPA": IJEPA}
 SIZES = {"embed_dim": 96, "depth": 4, "num_heads": 4}
 FRONT = [[32, 10, 5], [64, 8, 4], [64, 4, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms, as published
-WORDS = {"max_tokens": 128}
-LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("topic",)}
+WORDS: dict[str, Any] = {"max_tokens": 128}
+LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
 # What each method has besides, of each kind of data: the published norms and losses, and what small data need.
 SEQUENCES = {"num_layers": 3, "target_norm": False, "mlp_targets": True, "momentum_steps": None}
@@ -85,14 +85,16 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
 def open_data(options: argparse.Namespace) -> Any:
     """The data, in the batches that training has."""
     if options.data == "images":
-        data: Any = ImageDataModule("FashionMNIST", batch_size=64, num_workers=0, crop_scale=None)
+        root = str(options.root or "data")
+        data: Any = ImageDataModule("FashionMNIST", root, batch_size=options.batch_size or 64, num_workers=0, crop_scale=None)
     elif options.data == "sound":
         # A second of each note at a time.
-        data = WaveformDataModule(str(options.root or "data/notes"), "csv", max_seconds=1.0, batch_size=32, num_workers=0)
+        root, size = str(options.root or "data/notes"), options.batch_size or 32
+        data = WaveformDataModule(root, "csv", max_seconds=1.0, batch_size=size, num_workers=0)
     else:
-        root, words = options.root or "/usr/share/games/fortunes", str(options.words)
+        root, size = str(options.root or "/usr/share/games/fortunes"), options.batch_size or 32
         data = TextDataModule(
-            str(root), tokenizer=words, separator="%", topic="file", batch_size=32, num_workers=0, **WORDS
+            root, "folder", str(options.words), separator="%", topic="file", batch_size=size, num_workers=0, **WORDS
         )
     data.setup("fit")
     return data
@@ -338,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--last", action="store_true", help="the last layer as target (K = 1)")
     parser.add_argument("--teacher_sees", choices=["all", "hidden", "masked"], default="all")
     parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of the method, name=value")
+    parser.add_argument("--batch_size", type=int, help="64 of images, 32 of others without")
     parser.add_argument("--samples", type=int, default=10_000, help="of each part, that probes read at most")
     parser.add_argument("--root", type=Path, help="of sounds or texts")
     parser.add_argument("--words", type=Path, default=Path("data/words"), help="the tokenizer of texts")

@@ -36,12 +36,13 @@ from jepa_lightning.schedules import warmup_cosine
 RATE = 8000  # that of most of the sounds
 FRONT = [[32, 10, 5], [64, 8, 4], [64, 4, 4], [64, 2, 2]]  # a token every 20 ms
 BLANK = 0
+BATCH = 16
 
 
-def sounds(folder: Path, batch_size: int) -> WaveformDataModule:
+def sounds(folder: Path) -> WaveformDataModule:
     """The sounds of a folder's lists, at most three seconds of each."""
     data = WaveformDataModule(
-        str(folder), "csv", sample_rate=RATE, max_seconds=3.0, batch_size=batch_size, num_workers=0, max_faulty=0.2
+        str(folder), "csv", sample_rate=RATE, max_seconds=3.0, batch_size=BATCH, num_workers=0, max_faulty=0.2
     )
     data.setup()
     return data
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.set = dict(options.set)
     options.folder.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore", message=".*num_workers.*")
-    speech, spoken = sounds(options.speech, 16), sounds(options.speech / "spoken", 16)
+    speech, spoken = sounds(options.speech), sounds(options.speech / "spoken")
     for seed in options.seeds:
         row = run(options, speech, spoken, seed)
         add_row(options.folder / "results.csv", row)
