@@ -81,10 +81,10 @@ def sound_font(recordings: list[tuple[str, int, int]], rate: int = 16_000, secon
 
 @pytest.fixture
 def notes(prepare: Any, tmp_path: Path) -> Path:
-    """A folder of 32 notes of two instruments, both channels of each."""
+    """A folder of 64 notes of four instruments, both channels of each."""
     recordings = [
         (f"{name} {key}({side})", program, key)
-        for name, program in (("Piano", 0), ("Reed", 64))
+        for name, program in (("Piano", 0), ("Organ", 16), ("Brass", 56), ("Reed", 64))
         for key in range(56, 64)
         for side in "LR"
     ]
@@ -97,7 +97,7 @@ def notes(prepare: Any, tmp_path: Path) -> Path:
 def test_notes_of_a_sound_font(notes: Path) -> None:
     """Labels by hand; the pitch is what is heard; both channels are on one side; drums are no notes."""
     rows = {role: rows_of(notes / f"{role}.csv") for role in ("train", "val")}
-    assert [len(rows[role]) for role in ("train", "val")] == [24, 8]
+    assert [len(rows[role]) for role in ("train", "val")] == [48, 16]
     names = ("c", "c#", "d", "d#", "e", "f", "f#", "g", "g#", "a", "a#", "b")
     heard: dict[str, list[int]] = {"train": [], "val": []}
     for role, own in rows.items():
@@ -106,7 +106,7 @@ def test_notes_of_a_sound_font(notes: Path) -> None:
             hertz = np.abs(np.fft.rfft(wave, 8 * len(wave))).argmax() * rate / (8 * len(wave))
             key = round(69 + 12 * np.log2(hertz / 440))
             assert (row["octave"], row["pitch"]) == (str(key // 12 - 1), names[key % 12])
-            assert row["family"] in ("piano", "reed")
+            assert row["family"] in ("piano", "organ", "brass", "reed")
             heard[role].append((row["family"], key))  # type: ignore[arg-type]
     assert not set(heard["train"]) & set(heard["val"])
     assert all(own.count(each) == 2 for own in heard.values() for each in own)

@@ -56,24 +56,29 @@ SEQUENCES = {"num_layers": 3, "target_norm": False, "mlp_targets": True, "moment
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "Data2Vec": {
         "images": {"num_layers": 3, "mask_length": 4, "momentum": (0.99, 0.999)},
-        "sound": SEQUENCES | {"layer_norm": "instance", "beta": 0.0, "mask_ratio": 0.49, "mask_length": 10}
+        "sound": SEQUENCES
+        | {"layer_norm": "instance", "beta": 0.0, "mask_ratio": 0.49, "mask_length": 10}
         | {"momentum": (0.99, 0.999)},
-        "text": SEQUENCES | {"layer_norm": "layer", "beta": 4.0, "loss_scale": 1.0, "head_layers": 2}
+        "text": SEQUENCES
+        | {"layer_norm": "layer", "beta": 4.0, "loss_scale": 1.0, "head_layers": 2}
         | {"mask_ratio": 0.3, "mask_length": 4, "momentum": (0.99, 0.999)},
     },
     "Data2Vec2": {
         "images": {"num_masks": 4, "num_layers": 3, "predictor_embed_dim": 96, "predictor_depth": 3}
         | {"momentum": (0.99, 0.999), "momentum_steps": None},
-        "sound": SEQUENCES | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
+        "sound": SEQUENCES
+        | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "predictor_embed_dim": 96, "predictor_depth": 3, "predictor_kernel_size": 7}
         | {"momentum": (0.99, 0.999)},
-        "text": SEQUENCES | {"num_masks": 4, "mask_ratio": 0.48, "mask_length": 1, "cls_weight": 0.0}
+        "text": SEQUENCES
+        | {"num_masks": 4, "mask_ratio": 0.48, "mask_length": 1, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "loss_scale": 1.0, "head_layers": 2, "predictor_residual": False}
         | {"predictor_embed_dim": 96, "predictor_depth": 3, "predictor_kernel_size": 9, "predictor_groups": 1}
         | {"momentum": (0.99, 0.999)},
     },
     "IJEPA": {
-        "images": SIZES | {"patch_std": 0.02, "predictor_embed_dim": 48, "predictor_depth": 3}
+        "images": SIZES
+        | {"patch_std": 0.02, "predictor_embed_dim": 48, "predictor_depth": 3}
         | {"predictor_num_heads": 1, "context_tokens": 6, "momentum": (0.98, 1.0)}
         | {"regularizers": {"decorrelation": {"weight": 0.03, "source": "context"}}},
     },
@@ -86,7 +91,9 @@ def open_data(options: argparse.Namespace) -> Any:
     """The data, in the batches that training has."""
     if options.data == "images":
         root = str(options.root or "data")
-        data: Any = ImageDataModule("FashionMNIST", root, batch_size=options.batch_size or 64, num_workers=0, crop_scale=None)
+        data: Any = ImageDataModule(
+            "FashionMNIST", root, batch_size=options.batch_size or 64, num_workers=0, crop_scale=None
+        )
     elif options.data == "sound":
         # A second of each note at a time.
         root, size = str(options.root or "data/notes"), options.batch_size or 32
@@ -116,7 +123,7 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
 
 
 class Narrowed(Data2Vec):
-    """data2vec whose teacher does not see all of the observation: `hidden` tokens only, or `masked`, the student's input."""
+    """data2vec whose teacher sees `hidden` tokens only, or `masked`: what the student sees."""
 
     sees = "hidden"
 
@@ -223,13 +230,15 @@ def encoded(module: JEPA, data: Any, names: Sequence[str], limit: int) -> list[P
             for name, label in batches.labels(batch, module.reads).items():
                 if name in labels:
                     labels[name].append(label)
-        parts.append(Part(torch.cat(features).numpy(), {name: torch.cat(each).numpy() for name, each in labels.items()}))
+        parts.append(
+            Part(torch.cat(features).numpy(), {name: torch.cat(each).numpy() for name, each in labels.items()})
+        )
     module.train()
     return parts
 
 
 def probes(train: Part, val: Part, seed: int) -> dict[str, float]:
-    """Accuracies on held-out data of a logistic regression, its C chosen by a fifth of the training data, and of kNN."""
+    """Accuracies on held-out data of kNN and of a logistic regression, its C chosen by a fifth of the training data."""
     found, sparse = {}, not isinstance(train.features, np.ndarray)
     scaler = StandardScaler(with_mean=not sparse).fit(train.features)
     inputs = [train.features, val.features] if sparse else [scaler.transform(part.features) for part in (train, val)]
@@ -305,7 +314,9 @@ def run(options: argparse.Namespace, data: Any, seed: int) -> dict[str, Any]:
     steps = options.steps or steps_in(module, data, options.seconds)
     row |= fit(module, data, steps)
     after = probes(*encoded(module, data, names, options.samples), seed)
-    return row | {key: value for name in after for key, value in ((name, after[name]), (f"{name}, untrained", before[name]))}
+    return row | {
+        key: value for name in after for key, value in ((name, after[name]), (f"{name}, untrained", before[name]))
+    }
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:

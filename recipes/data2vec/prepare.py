@@ -13,13 +13,13 @@ recording are on the same side of the split.
 makes a tokenizer of 4000 words of the texts and saves it as transformers do to `data/words`; the texts themselves
 `TextDataModule` reads as they are.
 
-    apt install asterisk-core-sounds-{en,es,fr,it,ru}-wav asterisk-prompt-{es-co,fr-armelle} klettres-data \\
-        ktuberling-data tuxpaint-stamps-default
+    apt install asterisk-core-sounds-{en,es,fr,it,ru}-wav asterisk-prompt-{es-co,fr-armelle}
+    apt install klettres-data ktuberling-data tuxpaint-stamps-default
     python recipes/data2vec/prepare.py speech
 
 writes lists of spoken sounds to `data/speech`: `train.csv` and `val.csv`, for pretraining, of all speakers but two, and
-for `spoken.py` the spoken numbers and letters `spoken/train.csv`, `spoken/val.csv` and, of those two, one in Spanish and one
-in French, `spoken/test.csv`, with the word that is said. Needs the extras `audio` and `text`.
+for `spoken.py` numbers and letters with the word that is said, `spoken/train.csv`, `spoken/val.csv` and, of those two,
+one in Spanish and one in French, `spoken/test.csv`. Needs the extras `audio` and `text`.
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ def write_notes(options: argparse.Namespace) -> None:
         file = options.folder / "wav" / f"{number:04}.wav"
         soundfile.write(file, wave, options.sample_rate, subtype="PCM_16")
         labels = {"family": FAMILIES[note.program // 8], "octave": note.key // 12 - 1, "pitch": PITCHES[note.key % 12]}
-        rows["val" if CHANNEL.sub("", note.name) in held_out else "train"].append({"file": f"wav/{file.name}", **labels})
+        rows["val" if CHANNEL.sub("", note.name) in held_out else "train"].append(
+            {"file": f"wav/{file.name}", **labels}
+        )
     for role, own in rows.items():
         write_list(options.folder / f"{role}.csv", own)
 
@@ -204,7 +206,13 @@ def write_words(options: argparse.Namespace) -> None:
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     words.train(files, trainers.BpeTrainer(vocab_size=options.size, special_tokens=special, initial_alphabet=alphabet))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
     PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(options.folder)
     print(f"{options.folder}: {words.get_vocab_size()} words", flush=True)
 

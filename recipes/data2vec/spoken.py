@@ -111,7 +111,7 @@ def train(speller: Speller, data: WaveformDataModule, options: argparse.Namespac
         nn.utils.clip_grad_norm_(speller.parameters(), 1.0)
         optimizer.step()
         spent, steps = time.process_time() - began, steps + 1
-    return {"steps": steps, "ctc": float(loss.mean())}
+    return {"steps": steps, "ctc": loss.mean().item()}
 
 
 def distance(found: Sequence[int], said: Sequence[int]) -> int:
@@ -146,13 +146,19 @@ def errors(speller: Speller, loader: Any) -> dict[str, float]:
     return {"letters": wrong / letters, "words": missed / count}
 
 
-def run(options: argparse.Namespace, speech: WaveformDataModule, spoken: WaveformDataModule, seed: int) -> dict[str, Any]:
+def run(
+    options: argparse.Namespace, speech: WaveformDataModule, spoken: WaveformDataModule, seed: int
+) -> dict[str, Any]:
     """The row of a seed."""
     pl.seed_everything(seed, verbose=False)
     module: Any = build(options)
     scratch = copy.deepcopy(module.context_encoder)
     steps = options.steps or steps_in(module, speech, options.seconds)
-    row: dict[str, Any] = {"method": options.method, "set": json.dumps(options.set) if options.set else "", "seed": seed}
+    row: dict[str, Any] = {
+        "method": options.method,
+        "set": json.dumps(options.set) if options.set else "",
+        "seed": seed,
+    }
     row |= fit(module, speech, steps)
     for name, encoder in (("pretrained", module.context_encoder), ("scratch", scratch)):
         torch.manual_seed(seed)
