@@ -62,7 +62,7 @@ def test_sounds_learn(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_texts_learn(tmp_path: Path) -> None:
-    """Some minutes. The nearest neighbours name more topics than by the words' counts; single tokens their part of speech."""
+    """Some minutes. Neighbours name more topics than by counts of bytes, and tokens more parts of speech than bytes."""
     run = fit("data2vec/sentences", tmp_path)
     assert last(run, "knn") > max(last(run, "knn", "raw"), last(run, "knn", "untrained"))
     assert last(run, "part") > last(run, "part_raw")

@@ -47,7 +47,7 @@ from jepa_lightning.step import Tokens
 
 METHODS = {"Data2Vec": Data2Vec, "Data2Vec2": Data2Vec2, "IJEPA": IJEPA}
 SIZES = {"embed_dim": 96, "depth": 4, "num_heads": 4}
-FRONT = [[32, 10, 5], [64, 8, 4], [64, 4, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms, as published
+FRONT = [[64, 40, 20], [64, 8, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms, as published
 WORDS: dict[str, Any] = {"max_tokens": 128}
 LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
@@ -108,7 +108,7 @@ def open_data(options: argparse.Namespace) -> Any:
 
 
 def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
-    """The encoder of sound or text, with a mask token for the first method and without for the second."""
+    """The encoder, if it is not the method's own: with a mask token for the first method, without for the second."""
     masks = options.method == "Data2Vec"
     if options.data == "sound":
         positions = {"position_kernel": 9, "position_groups": 8, "position_depth": 2}
@@ -119,6 +119,9 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
         sizes = SIZES | {"vocab_size": words.vocab_size, "max_length": WORDS["max_tokens"], "pad_word": words.pad}
         sizes |= {"mask_word": words.mask if masks else None}
         return {"class_path": "jepa_lightning.networks.WordTransformer", "init_args": sizes}
+    if masks:  # without scaled layers, which start too small for few steps
+        sizes = SIZES | {"image_size": [28, 28], "patch_size": [4, 4], "in_channels": 1, "layer_scale": None}
+        return {"class_path": "jepa_lightning.networks.BeitTransformer", "init_args": sizes}
     return None
 
 
