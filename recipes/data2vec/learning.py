@@ -64,7 +64,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         | {"mask_ratio": 0.3, "mask_length": 4, "momentum": (0.99, 0.999)},
     },
     "Data2Vec2": {
-        "images": {"num_masks": 4, "num_layers": 3, "predictor_embed_dim": 96, "predictor_depth": 3}
+        "images": {"num_masks": 4, "mask_ratio": 0.6, "mask_length": 2, "num_layers": 3}
+        | {"predictor_embed_dim": 96, "predictor_depth": 3}
         | {"momentum": (0.99, 0.999), "momentum_steps": None},
         "sound": SEQUENCES
         | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
@@ -120,7 +121,7 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
         sizes |= {"mask_word": words.mask if masks else None}
         return {"class_path": "jepa_lightning.networks.WordTransformer", "init_args": sizes}
     if masks:  # without scaled layers, which start too small for few steps
-        sizes = SIZES | {"image_size": [28, 28], "patch_size": [4, 4], "in_channels": 1, "layer_scale": None}
+        sizes = SIZES | {"image_size": [28, 28], "patch_size": [7, 7], "in_channels": 1, "layer_scale": None}
         return {"class_path": "jepa_lightning.networks.BeitTransformer", "init_args": sizes}
     return None
 
@@ -165,7 +166,7 @@ def build(options: argparse.Namespace, data: Any) -> JEPA:
     if (encoder := encoder_of(options, data)) is not None:
         given["encoder"] = encoder
     else:
-        given |= SIZES | {"image_size": 28, "patch_size": 4 if options.method != "IJEPA" else 7, "in_channels": 1}
+        given |= SIZES | {"image_size": 28, "patch_size": 7, "in_channels": 1}
     if options.last:
         given["num_layers"] = 1
     module: JEPA = method(**given | options.set)
