@@ -575,7 +575,7 @@ def test_recipe(name: str, data: Path) -> None:
     named = ("vjepa/clips.yaml", "tsjepa/csv.yaml", "tjepa/flights.yaml", "tjepa/tracks.yaml")
     assert probes or unlabelled or name in named
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
-    of_steps = [probe for probe in probes if probe["init_args"].get("label") in ("note", "part")]
+    of_steps = [probe for probe in probes if probe.get("init_args", {}).get("label") in ("note", "part")]
     dense = sum("dense" in str(probe) for probe in probes) + len(of_steps)
     assert sum(tag.endswith("/miou") for tag in metrics) == dense
     if sequences:

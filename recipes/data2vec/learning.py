@@ -51,12 +51,16 @@ FRONT = [[64, 40, 20], [64, 8, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms,
 WORDS: dict[str, Any] = {"max_tokens": 128}
 LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
-# What each method has besides, of each kind of data: the published norms and losses, and what small data need.
+# What each method has besides, of each kind of data: the published norms and losses, and what small data need. Without
+# decorrelation sounds collapse to where a token is in them; its weight goes with a loss that is ten times the mean
+# squared error.
+DECORRELATED = {"regularizers": {"decorrelation": {"weight": 0.3, "source": "context"}}}
 SEQUENCES = {"num_layers": 3, "target_norm": False, "mlp_targets": True, "momentum_steps": None}
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "Data2Vec": {
         "images": {"num_layers": 3, "mask_length": 4, "momentum": (0.99, 0.999)},
         "sound": SEQUENCES
+        | DECORRELATED
         | {"layer_norm": "instance", "beta": 0.0, "mask_ratio": 0.49, "mask_length": 10}
         | {"momentum": (0.99, 0.999)},
         "text": SEQUENCES
@@ -68,6 +72,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         | {"predictor_embed_dim": 96, "predictor_depth": 3}
         | {"momentum": (0.99, 0.999), "momentum_steps": None},
         "sound": SEQUENCES
+        | DECORRELATED
         | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "predictor_embed_dim": 96, "predictor_depth": 3, "predictor_kernel_size": 7}
         | {"momentum": (0.99, 0.999)},
@@ -81,7 +86,12 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "images": SIZES
         | {"patch_std": 0.02, "predictor_embed_dim": 48, "predictor_depth": 3}
         | {"predictor_num_heads": 1, "context_tokens": 6, "momentum": (0.98, 1.0)}
-        | {"regularizers": {"decorrelation": {"weight": 0.03, "source": "context"}}},
+        | {
+            "regularizers": {
+                "decorrelation": {"weight": 0.03, "source": "context"},
+                "sigreg": {"weight": 0.001, "num_slices": 64, "source": "context_tokens"},
+            }
+        },
     },
 }
 
