@@ -37,18 +37,20 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from textbook import Textbook
+from textbook_data2vec import Data2VecTextbook
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa_lightning import IJEPA, VJEPA, VJEPA2
+from jepa_lightning import IJEPA, VJEPA, VJEPA2, Data2Vec
 from jepa_lightning.callbacks import CollapseMonitor, EMATargetEncoder
 from jepa_lightning.draws import Rng
 from jepa_lightning.networks.linear import linear
 
-METHODS: dict[str, type[Any]] = {"ijepa": IJEPA, "vjepa": VJEPA, "vjepa2": VJEPA2}
+METHODS: dict[str, type[Any]] = {"ijepa": IJEPA, "vjepa": VJEPA, "vjepa2": VJEPA2, "data2vec": Data2Vec}
+IMAGES = ("ijepa", "data2vec")  # methods of images; the others', of clips
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}  # D, depth, heads
 PATCH, FRAMES, TUBELET, WIDTH = 16, 16, 2, 384  # of all sizes; the last is the predictor's
 WARM_UP = 2
@@ -112,10 +114,12 @@ class Clock:
 
 def our_module(arguments: argparse.Namespace) -> Any:
     dim, depth, heads = SIZES[arguments.size]
-    options: dict[str, Any] = {"embed_dim": dim, "depth": depth, "num_heads": heads, "predictor_embed_dim": WIDTH}
+    options: dict[str, Any] = {"embed_dim": dim, "depth": depth, "num_heads": heads}
+    if arguments.method != "data2vec":
+        options["predictor_embed_dim"] = WIDTH
     if arguments.method == "ijepa":
         options["predictor_depth"] = 6 if depth == 12 else 12
-    else:
+    elif arguments.method not in IMAGES:
         options |= {"num_frames": FRAMES, "tubelet_size": TUBELET}
     momentum = (MOMENTUM, MOMENTUM)
     return METHODS[arguments.method](image_size=arguments.image_size, patch_size=PATCH, momentum=momentum, **options)
@@ -160,8 +164,8 @@ class Laps(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.draw = self._timed("masks", pl_module.draw)
-        for part, network in networks(pl_module).items():
-            network.forward = self._timed(part, network.forward)
+        for part, network, name in called(pl_module):
+            setattr(network, name, self._timed(part, getattr(network, name)))
         trainer.optimizers[0].register_step_post_hook(lambda *_: self.clock.lap("optimiser"))
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -179,6 +183,12 @@ class Laps(pl.Callback):
 
 def networks(module: Any) -> dict[str, Any]:
     return {"target": module.target_encoder, "context": module.context_encoder, "predictor": module.predictor}
+
+
+def called(module: Any) -> list[tuple[str, Any, str]]:
+    """Of each network the part of the step that it is, and the method that a step calls."""
+    methods = {"target": "outputs", "context": "encode"} if isinstance(module, Data2Vec) else {}
+    return [(part, network, methods.get(part, "forward")) for part, network in networks(module).items()]
 
 
 # --- The others' -----------------------------------------------------------------------------------------------------
@@ -256,16 +266,18 @@ class TextbookStep(Rival):
         self.networks.load_state_dict(ours.state_dict())
 
     def loss(self, x: Tensor, clock: Clock) -> Tensor:
-        drawn = [(seen.to(x.device), hidden.to(x.device)) for seen, hidden in self.networks.masks(len(x))]
+        drawn = self.networks.masks(len(x))
         clock.lap("masks")
         return self.loss_of(x, drawn, clock)
 
-    def loss_of(self, x: Tensor, masks: list[tuple[Tensor, Tensor]], clock: Clock) -> Tensor:
+    def loss_of(self, x: Tensor, drawn: Any, clock: Clock) -> Tensor:
+        """The loss of our masks, or of its own."""
         module = self.networks
         features = module.targets(x)
         clock.lap("target")
         losses = []
-        for kind, (seen, hidden) in enumerate(masks):
+        for kind, masks in enumerate(drawn if isinstance(drawn, list) else [drawn]):
+            seen, hidden = (part.to(x.device) for part in masks)
             context = module.context_encoder(x, seen)
             clock.lap("context")
             prediction = module.predictions(context, seen, hidden, kind)
@@ -275,6 +287,29 @@ class TextbookStep(Rival):
 
     def move_teacher(self) -> None:
         self.networks.move_teacher(MOMENTUM)
+
+
+class Data2VecStep(TextbookStep):
+    """The same of data2vec."""
+
+    def make(self, arguments: argparse.Namespace, ours: Any) -> None:
+        dim, depth, heads = SIZES[arguments.size]
+        hparams, grid = ours.hparams, ours.context_encoder.grid
+        hidden = ours.masking(1, grid).targets.shape[-1]
+        self.networks = Data2VecTextbook(PATCH, grid, dim, depth, heads, hparams.num_layers, hidden, hparams.beta)
+        self.networks.load_state_dict(ours.state_dict())
+
+    def loss_of(self, x: Tensor, drawn: Any, clock: Clock) -> Tensor:
+        module = self.networks
+        hidden = (drawn if isinstance(drawn, Tensor) else drawn.targets[:, 0]).to(x.device)
+        features = module.targets(x)
+        clock.lap("target")
+        covered = torch.zeros(features.shape[:2], dtype=torch.bool, device=x.device).scatter(1, hidden, True)
+        context, _ = module.context_encoder(x, covered)
+        clock.lap("context")
+        prediction = module.predictor(context)
+        clock.lap("predictor")
+        return module.loss(prediction, features, hidden)
 
 
 def timm_vit(arguments: argparse.Namespace) -> nn.Module:
@@ -363,6 +398,13 @@ RIVALS: dict[str, type[Rival]] = {
 }
 
 
+def rival(name: str, arguments: argparse.Namespace, ours: Any) -> Rival:
+    """One of the others, of a method."""
+    if name == "textbook" and arguments.method == "data2vec":
+        return Data2VecStep(arguments, ours)
+    return RIVALS[name](arguments, ours)
+
+
 # --- Measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +443,7 @@ class Turns(Dataset[Tensor]):
 
 def random_batch(arguments: argparse.Namespace) -> Tensor:
     side = arguments.image_size
-    size = (side, side) if arguments.method == "ijepa" else (FRAMES, side, side)
+    size = (side, side) if arguments.method in IMAGES else (FRAMES, side, side)
     return torch.randn(arguments.batch_size, 3, *size)
 
 
@@ -412,8 +454,8 @@ def fit(module: Any, turns: Turns, arguments: argparse.Namespace) -> None:
     if arguments.monitor:
         callbacks.append(TimedMonitor(clock))
     if arguments.compile:
-        for network in networks(module).values():
-            network.forward = torch.compile(network.forward)
+        for _, network, name in called(module):
+            setattr(network, name, torch.compile(getattr(network, name)))
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator="cpu" if arguments.device == "cpu" else "gpu",
@@ -435,8 +477,7 @@ def fit(module: Any, turns: Turns, arguments: argparse.Namespace) -> None:
 def assert_same(module: Any, textbook: TextbookStep, x: Tensor, clock: Clock) -> None:
     """That the textbook computes what we do: of the same masks the same loss and the same gradient."""
     drawn = module.draw(x, Rng.fresh(len(x)))
-    kinds = [tuple(part.to(x.device) for part in kind) for kind in (drawn if isinstance(drawn, list) else [drawn])]
-    losses = [module.loss(module.latents(x, drawn))["loss"], textbook.loss_of(x, kinds, clock)]
+    losses = [module.loss(module.latents(x, drawn))["loss"], textbook.loss_of(x, drawn, clock)]
     gradients = [
         torch.autograd.grad(loss, network.context_encoder.patch_embed.proj.weight)[0]
         for loss, network in zip(losses, (module, textbook.networks), strict=True)
@@ -487,7 +528,7 @@ def peak(name: str, arguments: argparse.Namespace) -> float:
     if name == "ours":
         fit(ours, Turns(random_batch(arguments), 1, {}, clock), arguments)
     else:
-        turns = Turns(random_batch(arguments), 2, {name: RIVALS[name](arguments, ours)}, clock)
+        turns = Turns(random_batch(arguments), 2, {name: rival(name, arguments, ours)}, clock)
         turns.round()
         turns.round()
     if arguments.device == "cuda":
@@ -570,7 +611,7 @@ def main() -> None:
     rivals: dict[str, Rival] = {}
     for name in RIVALS if arguments.method == "ijepa" else ["textbook"]:
         try:
-            rivals[name] = RIVALS[name](arguments, module)
+            rivals[name] = rival(name, arguments, module)
         except ImportError as error:
             print(f"{name} is left out, as it cannot be imported: {error}")
             continue
