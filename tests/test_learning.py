@@ -43,26 +43,3 @@ def test_clips_learn(tmp_path: Path) -> None:
     trained = fit("vjepa/moving_shapes", tmp_path / "trained", *pixels)
     untrained = fit("vjepa/moving_shapes", tmp_path / "untrained", *UNTRAINED, "--trainer.max_epochs=1")
     assert last(trained, "kind_mean") > 0.1 + max(last(untrained, "kind_mean"), last(trained, "pixels"))
-
-
-@pytest.mark.slow
-def test_sounds_learn(tmp_path: Path) -> None:
-    """Some minutes. A linear probe of the mean token names more instruments than one of the mean spectrum."""
-    trained = fit("data2vec/tones", tmp_path / "trained")
-    untrained = fit(
-        "data2vec/tones",
-        tmp_path / "untrained",
-        *UNTRAINED,
-        "--trainer.max_steps=200",
-        "--trainer.val_check_interval=200",
-    )
-    assert last(trained, "linear") > max(last(untrained, "linear"), last(trained, "linear_raw"))
-    assert last(trained, "note") > max(last(untrained, "note"), last(trained, "note_raw"))
-
-
-@pytest.mark.slow
-def test_texts_learn(tmp_path: Path) -> None:
-    """Some minutes. Neighbours name more topics than by counts of bytes, and tokens more parts of speech than bytes."""
-    run = fit("data2vec/sentences", tmp_path)
-    assert last(run, "knn") > max(last(run, "knn", "raw"), last(run, "knn", "untrained"))
-    assert last(run, "part") > last(run, "part_raw")
