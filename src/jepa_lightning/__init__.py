@@ -44,8 +44,10 @@ __version__ = version("jepa-lightning")
 
 _package = Path(__file__).parent
 # In a wheel the recipes lie inside the package, in a checkout beside `src`; `jepa_lightning.recipes` are both.
-RECIPES = _package / "recipes" if (_package / "recipes").is_dir() else _package.parents[1] / "recipes"
-__path__.append(str(RECIPES.parent))
+RECIPES = _package / "recipes"
+if not RECIPES.is_dir():
+    RECIPES = _package.parents[1] / "recipes"
+    __path__.append(str(RECIPES.parent))
 
 __all__ = [
     "CJEPA",
