@@ -67,10 +67,10 @@ class CollapseMonitor(RememberingCallback):
     target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank`
     (and below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and
     learn all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`,
-    or, if asked for, targets or predictions have deviated less than `min_deviations`.
-    In the tables "Collapse on purpose" of `recipes/README.md` that is
-    said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them end with a rank below 6.5 or a cosine of
-    0.99 or more; of the others one ends with a rank of 5.7, and the rest with 7.4 or more.
+    or, if asked for, targets or predictions have deviated less than `min_deviations`. In the tables "Collapse on
+    purpose" of `recipes/README.md` that is said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them
+    end with a rank below 6.5 or a cosine of 0.99 or more; of the others one ends with a rank of 5.7, and the rest with
+    7.4 or more.
 
     Args:
         every_n_steps: batches between two readings, at least 1.

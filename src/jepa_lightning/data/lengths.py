@@ -19,9 +19,8 @@ class LengthOrder(Order):
     Samples whose lengths differ by less than a fifth share a bucket, within which they are drawn at random; a batch
     takes as many as may all be as long as the longest of their bucket, and what is left over goes to the next longer
     one; of the last, an incomplete batch is dropped. So every epoch has as many batches, and few of their steps are
-    padding. The batches of all processes together
-    hold the same samples whatever the number of processes, as long as their budget together is the same; of each, all
-    processes have the same number.
+    padding. The batches of all processes together hold the same samples whatever the number of processes, as long as
+    their budget together is the same; of each, all processes have the same number.
 
     It yields whole batches, lists of `Visit`s: for a loader with `batch_size=None`, whose data set takes them.
 
