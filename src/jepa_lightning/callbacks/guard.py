@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from jepa_lightning.callbacks.memory import RememberingCallback
+from jepa_lightning.clock import is_logged
 
 WINDOW = 100  # steps that the usual norm is the mean of, and that skipped ones are counted in
 SETTLED = 20  # steps before which no norm is called usual
@@ -117,9 +118,10 @@ class GradientGuard(RememberingCallback):
             optimizer.zero_grad(set_to_none=True)
         for statistic, before in zip(self._statistics, self._before, strict=True):
             statistic.copy_(torch.where(bad | ~finite, before, statistic))
-        several = f"/{which}" if len(trainer.optimizers) > 1 else ""
-        pl_module.log(f"train/grad_norm{several}", norm)
-        pl_module.log("train/skipped_steps", self._skipped)
+        if is_logged(trainer):
+            several = f"/{which}" if len(trainer.optimizers) > 1 else ""
+            pl_module.log(f"train/grad_norm{several}", norm)
+            pl_module.log("train/skipped_steps", self._skipped)
 
     def on_train_batch_end(self, trainer: Any, pl_module: pl.LightningModule, *_: Any) -> None:
         """Tell of skipped steps where the Trainer logs.

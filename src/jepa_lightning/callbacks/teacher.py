@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from jepa_lightning.clock import clock
+from jepa_lightning.clock import clock, is_logged
 from jepa_lightning.schedules import linear
 
 
@@ -55,6 +55,8 @@ class EMATargetEncoder(pl.Callback):
         self.momentum = momentum
         self.stretch = stretch
         self._last_step = 0
+        # Of each teacher, its parameters, those of its student, and the buffers of both.
+        self._pairs: list[tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Refuse a half-precision teacher: with τ near one its updates would all round to nothing.
@@ -78,6 +80,10 @@ class EMATargetEncoder(pl.Callback):
                     "use precision 'bf16-mixed' or '16-mixed' instead of a 'true' half precision"
                 )
         self._last_step = clock(trainer).step
+        self._pairs = []  # looked up once, as it takes longer than to move small networks
+        for student, teacher in students_and_teachers(pl_module):
+            buffers = list(zip(teacher.buffers(), student.buffers(), strict=True))
+            self._pairs.append((list(teacher.parameters()), list(student.parameters()), buffers))
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
@@ -87,16 +93,18 @@ class EMATargetEncoder(pl.Callback):
             return
         self._last_step = step
         applied: dict[str, float] = {}
-        for (student, teacher), names in zip(students_and_teachers(pl_module), pl_module.teachers(), strict=True):
+        for (slow, fast, buffers), names in zip(self._pairs, pl_module.teachers(), strict=True):
             if self.momentum is None:
                 momentum = names.momentum(step - 1, total)
             else:
                 momentum = linear(step - 1, self.stretch * total, *self.momentum)
-            torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1.0 - momentum)
+            torch._foreach_lerp_(slow, fast, 1.0 - momentum)
             # Running statistics of a convolutional encoder are averages already.
-            for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+            for mine, theirs in buffers:
                 mine.copy_(theirs)
             applied[names.teacher] = momentum
+        if not is_logged(trainer):
+            return
         if len(set(applied.values())) == 1:
             applied = {"": next(iter(applied.values()))}
         for name, momentum in applied.items():

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from jepa_lightning.checkpoints.families import tdjepa as official
+from jepa_lightning.clock import is_logged
 from jepa_lightning.draws import Rng
 from jepa_lightning.losses import orthonormality, weighted_over_ranks
 from jepa_lightning.losses.distributed import gather_samples, num_ranks, sum_over_ranks
@@ -213,9 +214,7 @@ class TDJEPA(JEPA):
         self._remember(latents)
         terms |= self.actor_loss(seen, task, drawn)
         self._descend(acting, terms["actor_loss"])
-        # A step may take a millisecond, and to log a dozen numbers another one: only those that are looked at.
-        done, every = self.trainer.fit_loop.total_batch_idx + 1, self.trainer.log_every_n_steps
-        if self.trainer.is_last_batch or (every and done % every == 0):
+        if is_logged(self.trainer):
             self.log_terms(terms, "train", size)
         return {**terms, "latents": latents.detach(), "drawn": drawn}
 
