@@ -25,7 +25,7 @@ from jepa_lightning.draws import Rng
 from jepa_lightning.losses import orthonormality
 from jepa_lightning.modules.tdjepa import Drawn
 from jepa_lightning.networks.drq import shift_frames
-from jepa_lightning.networks.policies import pessimistic, to_sphere
+from jepa_lightning.networks.policies import Tanh, pessimistic, to_sphere
 
 GOLDEN = Path(__file__).parent / "golden" / "td_jepa"
 VARIANTS = ("asymmetric", "symmetric", "flow")
@@ -152,6 +152,17 @@ def test_pessimism() -> None:
     certain, doubted = (each.latents(batch, drawn).predictions["phi"].target for each in (module, doubtful))
     assert not torch.allclose(certain[1:5], doubted[1:5])
     assert torch.equal(certain[[0, 5]], doubted[[0, 5]])  # after which nothing follows
+
+
+def test_tanh() -> None:
+    """As torch's, and so are its gradients, also of the second order, and far out."""
+    values = torch.cat([torch.linspace(-9, 9, 999), torch.tensor([-1e4, 0.0, 1e4])]).requires_grad_()
+    assert torch.allclose(Tanh()(values), values.tanh(), atol=2e-7)
+    for order in (1, 2):
+        ours, theirs = Tanh()(values), values.tanh()
+        for _ in range(order):
+            ours, theirs = (torch.autograd.grad(each.sum(), values, create_graph=True)[0] for each in (ours, theirs))
+        assert torch.allclose(ours, theirs, atol=2e-6)
 
 
 def test_behaviour_cloning() -> None:

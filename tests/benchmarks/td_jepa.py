@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from jepa_lightning import TDJEPA
 from jepa_lightning.batches import Transitions
 from jepa_lightning.data.transitions import Steps, TransitionSet, WithReplacement
-from jepa_lightning.networks.policies import to_sphere
+from jepa_lightning.networks.policies import Tanh, to_sphere
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"phi_dim": 32, "psi_dim": 32, "encoder_dim": 128, "predictor_dim": 128, "actor_dim": 128},
@@ -39,6 +39,10 @@ class Transcription:
 
     def __init__(self, module: TDJEPA) -> None:
         self.m = module
+        for part in list(module.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, Tanh):  # which is faster than torch's
+                    setattr(part, name, torch.nn.Tanh())
         self.names = ("phi_predictor", "psi_predictor", "phi", "psi")
         self.optimizers = {
             name: torch.optim.Adam(module.get_submodule(name).parameters(), lr=1e-4) for name in (*self.names, "actor")

@@ -426,7 +426,8 @@ class TDJEPA(JEPA):
     def _descend(self, optimizer: Any, loss: Tensor) -> None:
         """One of an optimiser, which needs the gradients of its own parameters only."""
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        optimizer.zero_grad()
+        for parameter in own:
+            parameter.grad = None
         if num_ranks() == 1:
             self.manual_backward(loss, inputs=own)
         else:  # DDP waits for the gradients of all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class SphereEncoder(nn.Module):
         self.embed_dim = embed_dim
         layers: list[nn.Module] = []
         if hidden_layers:
-            layers = [nn.Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.Tanh()]
+            layers = [nn.Linear(input_dim, hidden_dim), nn.LayerNorm(hidden_dim), Tanh()]
             for _ in range(hidden_layers - 1):
                 layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
         self.net = nn.Sequential(*layers, nn.Linear(hidden_dim if hidden_layers else input_dim, embed_dim))
@@ -181,9 +182,33 @@ class ParallelLayerNorm(nn.Module):
         return F.layer_norm(values, values.shape[-1:]) * self.weight + self.bias
 
 
+class Tanh(nn.Module):
+    """The hyperbolic tangent; on CPUs as 2 σ(2 x) − 1, which is within 2e-7 of torch's, in a third of the time.
+
+    Torch's own took a tenth of an update of small networks (a core of an AMD EPYC; see `tests/benchmarks/td_jepa.py`).
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Of each number."""
+        return _TanhBySigmoid.apply(values) if values.device.type == "cpu" else torch.tanh(values)
+
+
+class _TanhBySigmoid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        found = torch.sigmoid(2 * values).mul_(2).sub_(1)
+        ctx.save_for_backward(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (found,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradients[0], found)
+
+
 def branch(inputs: int, hidden_dim: int, layers: int, heads: int = 1) -> nn.Sequential:
     """Layers to half of a width, of which the first one has a norm."""
-    parts: list[nn.Module] = [_linear(heads, inputs, hidden_dim), _norm(heads, hidden_dim), nn.Tanh()]
+    parts: list[nn.Module] = [_linear(heads, inputs, hidden_dim), _norm(heads, hidden_dim), Tanh()]
     for _ in range(layers - 2):
         parts += [_linear(heads, hidden_dim, hidden_dim), nn.ReLU()]
     return nn.Sequential(*parts, _linear(heads, hidden_dim, hidden_dim // 2), nn.ReLU())
