@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from jepa_lightning.metrics import (
+    CovarianceSpectrum,
     DeadFeatures,
     FeatureStd,
     LiDAR,
     MeanCorrelation,
     MeanCosine,
     Moments,
+    NonOrthonormality,
     RankMe,
     dead_features,
     eigenvalues,
@@ -31,6 +33,7 @@ from jepa_lightning.metrics import (
     mean_correlation,
     mean_cosine,
     moments,
+    non_orthonormality,
     rankme,
     scatter,
     std_per_feature,
@@ -65,6 +68,13 @@ def brute_cosine(z: np.ndarray) -> float:
     return float(np.mean([a @ b / np.sqrt((a @ a) * (b @ b)) for i, a in enumerate(z) for b in z[:i]]))
 
 
+def numpy_non_orthonormality(z: np.ndarray) -> float:
+    """The spread of the second moment's eigenvalues, over their mean."""
+    values = np.linalg.svd(z, compute_uv=False) ** 2
+    values = np.pad(values, (0, z.shape[1] - len(values)))
+    return float(values.std() / values.mean())
+
+
 # The function, the class and the reference.
 METRICS: dict[str, tuple[Callable[[Moments], Tensor], Callable[..., Metric], Callable[[np.ndarray], float]]] = {
     "rankme": (rankme, RankMe, numpy_rankme),
@@ -77,6 +87,7 @@ METRICS: dict[str, tuple[Callable[[Moments], Tensor], Callable[..., Metric], Cal
     "dead": (dead_features, DeadFeatures, numpy_dead_features),
     "correlation": (mean_correlation, MeanCorrelation, numpy_correlation),
     "cosine": (mean_cosine, MeanCosine, brute_cosine),
+    "non_orthonormality": (non_orthonormality, NonOrthonormality, numpy_non_orthonormality),
 }
 
 
@@ -120,6 +131,22 @@ EMBEDDINGS = {
 def test_against_raw_data(name: str) -> None:
     for sample, z in EMBEDDINGS.items():
         assert float(of(name, z)) == near(reference(name, z)), sample
+
+
+def test_the_covariance_s_spectrum() -> None:
+    """By NumPy; in batches; and nothing left of a direction that is lost."""
+    for sample, z in EMBEDDINGS.items():
+        metric = CovarianceSpectrum(WIDTH)
+        for part in z.split(7):
+            metric.update(part)
+        found = {name: float(value) for name, value in metric.compute().items()}
+        values = np.linalg.eigvalsh(np.cov(z.numpy().T, bias=True))
+        assert found["rankme_centred"] == near(reference("rankme_centred", z)), sample
+        assert found["largest_eigenvalue"] == near(values[-1]), sample
+        assert found["smallest_eigenvalue"] == pytest.approx(values[0], rel=1e-5, abs=1e-9 * values[-1]), sample
+    lost = CovarianceSpectrum(WIDTH)
+    lost.update(EMBEDDINGS["few"])
+    assert float(lost.compute()["smallest_eigenvalue"]) == 0.0
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -268,16 +295,19 @@ def test_degenerate_views() -> None:
 
 # --- Degenerate input ------------------------------------------------------------------------------------------------
 
-NAN = math.nan
+NAN, FARTHEST = math.nan, (WIDTH - 1) ** 0.5
 LINE = gauss(30, 1) @ gauss(1, WIDTH, seed=1)
-DEGENERATE: dict[str, tuple[Tensor, list[float]]] = {  # RankMe, centred, spread, dead share, correlation, cosine
-    "zeros": (torch.zeros(30, WIDTH), [0, 0, 0, 1, NAN, 1]),
-    "all alike": ((gauss(1, WIDTH) + 3).expand(30, WIDTH), [1, 0, 0, 1, NAN, 1]),
-    "one sample": (gauss(1, WIDTH), [1, 0, 0, 1, NAN, NAN]),
-    "on a line": (LINE, [1, 1, *(reference(name, LINE) for name in ("std", "dead")), 1, reference("cosine", LINE)]),
-    "no sample": (torch.zeros(0, WIDTH), [NAN] * 6),
-    "not a number": (gauss(30, WIDTH).index_fill(0, torch.tensor([3]), NAN), [NAN] * 6),
-    "infinite": (gauss(30, WIDTH).index_fill(0, torch.tensor([3]), math.inf), [NAN] * 6),
+DEGENERATE: dict[str, tuple[Tensor, list[float]]] = {  # in the order of METRICS
+    "zeros": (torch.zeros(30, WIDTH), [0, 0, 0, 1, NAN, 1, NAN]),
+    "all alike": ((gauss(1, WIDTH) + 3).expand(30, WIDTH), [1, 0, 0, 1, NAN, 1, FARTHEST]),
+    "one sample": (gauss(1, WIDTH), [1, 0, 0, 1, NAN, NAN, FARTHEST]),
+    "on a line": (
+        LINE,
+        [1, 1, *(reference(name, LINE) for name in ("std", "dead")), 1, reference("cosine", LINE), FARTHEST],
+    ),
+    "no sample": (torch.zeros(0, WIDTH), [NAN] * 7),
+    "not a number": (gauss(30, WIDTH).index_fill(0, torch.tensor([3]), NAN), [NAN] * 7),
+    "infinite": (gauss(30, WIDTH).index_fill(0, torch.tensor([3]), math.inf), [NAN] * 7),
 }
 
 

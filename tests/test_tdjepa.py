@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import toys
 from helpers import TINY_TD, Steps, assert_close, copies, difference, frame_steps, quiet_trainer, steps
+from lightning.pytorch.callbacks import LambdaCallback
 from safetensors.torch import load_file
 from scipy.stats import kstest
 from torch import Tensor
@@ -133,12 +135,10 @@ def test_orthonormality() -> None:
     embeddings = toys.numbers(1, 7, 3)
     products = embeddings @ embeddings.T
     apart = sum(float(products[i, j]) ** 2 for i in range(7) for j in range(7) if i != j) / (2 * 7 * 6)
-    found = orthonormality(embeddings)
-    assert float(found[0]) == pytest.approx(apart, rel=1e-5)
-    assert float(found[1]) == pytest.approx(-float(embeddings.square().sum() / 7), rel=1e-5)
+    assert float(orthonormality(embeddings)) == pytest.approx(apart - float(embeddings.square().sum() / 7), rel=1e-5)
     # The identity is the least: √D times the axes, all of them alike often.
-    best = sum(orthonormality(3**0.5 * torch.eye(3).repeat(200, 1)))
-    assert best < sum(orthonormality(3**0.5 * torch.nn.functional.normalize(toys.numbers(2, 600, 3).abs())))
+    best = orthonormality(3**0.5 * torch.eye(3).repeat(200, 1))
+    assert best < orthonormality(3**0.5 * torch.nn.functional.normalize(toys.numbers(2, 600, 3).abs()))
     with pytest.raises(ValueError, match="batch of one"):
         orthonormality(embeddings[:1])
 
@@ -299,13 +299,24 @@ def test_a_batch_that_is_not_finite(recwarn: Any) -> None:
 
 
 def test_monitors(tmp_path: Path) -> None:
-    """φ and ψ are watched by rank and spectrum, and how orthonormal they are is logged."""
-    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[CollapseMonitor(2)])
+    """φ and ψ are watched by rank, by the eigenvalues of their covariance, and by how orthonormal they are."""
+    steps_made: list[Any] = []
+    record = LambdaCallback(on_train_batch_end=lambda trainer, module, outputs, *_: steps_made.append(outputs))
+    trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=[record, CollapseMonitor(2)])
     trainer.fit(small(), DataLoader(toys.Rows(steps(16)), 8))
     logged = trainer.callback_metrics
     for name in ("phi", "psi"):
+        seen = torch.cat([outputs["latents"].embeddings[name].values[:, 0] for outputs in steps_made])
+        values = np.linalg.eigvalsh(np.cov(seen.double().numpy().T, bias=True))
+        second = seen.double().numpy().T @ seen.double().numpy() / 16  # whose trace is D, as all are on a sphere
+        expected = {
+            "largest_eigenvalue": values[-1],
+            "smallest_eigenvalue": values[0],
+            "non_orthonormality": np.linalg.norm(second - np.eye(len(second))) / len(second) ** 0.5,
+        }
+        for reading, value in expected.items():
+            assert float(logged[f"collapse/{name}/{reading}"]) == pytest.approx(value, rel=1e-4, abs=1e-6), reading
         assert 1 <= float(logged[f"collapse/{name}/rankme"]) <= 8
-        assert torch.isfinite(logged[f"train/{name}_ortho"])
     assert {"train/grad_norm/0", "train/grad_norm/1", "train/value"} <= logged.keys()
 
 

@@ -41,8 +41,9 @@ class CollapseMonitor(RememberingCallback):
     Under `collapse/<branch>/<metric>`, for every embedding of the step by its name (`context` and `target` of most
     methods) and every prediction (`prediction`, or `prediction/<name>` of several):
 
-    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`: of the pooled embedding of an image, across
-      the images of the last `every_n_steps` steps (see `jepa_lightning.metrics`);
+    - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`, `non_orthonormality`, and the covariance's
+      `largest_eigenvalue` and `smallest_eigenvalue`: of the pooled embedding of an image, across the images of the last
+      `every_n_steps` steps (see `jepa_lightning.metrics`);
     - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step,
       where an image has several.
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from jepa_lightning.metrics import (
+    CovarianceSpectrum,
     DeadFeatures,
     FeatureStd,
     MeanCorrelation,
     MeanCosine,
+    NonOrthonormality,
     RankMe,
     feature_std,
     mean_cosine,
@@ -29,11 +31,12 @@ def across_images(name: str, width: int) -> MetricCollection:
     """The metrics of the pooled embeddings of a branch, which share their sums."""
     metrics: dict[str, Metric | MetricCollection] = {
         "rankme": RankMe(width),
-        "rankme_centred": RankMe(width, centred=True),
+        "spectrum": CovarianceSpectrum(width),  # three readings
         "std": FeatureStd(width),
         "dead": DeadFeatures(width),
         "correlation": MeanCorrelation(width),
         "cosine": MeanCosine(width),
+        "non_orthonormality": NonOrthonormality(width),
     }
     # Said and not found out: by a first batch of NaN, no two of them would seem to have the same sums.
     return MetricCollection(metrics, prefix=f"collapse/{name}/", compute_groups=[list(metrics)])

@@ -8,7 +8,7 @@ from torch import Tensor
 from jepa_lightning.losses.distributed import check_batch, num_ranks, sum_over_ranks
 
 
-def orthonormality(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def orthonormality(embeddings: Tensor) -> Tensor:
     """How far the second moment of embeddings is from the identity, but for a constant, from pairs of other samples.
 
     `1 / (2 B (B − 1)) Σ_{i≠j} (e_i · e_j)² − 1 / B Σ_i e_i · e_i`, over the batch of all processes. The squares of all
@@ -18,13 +18,13 @@ def orthonormality(embeddings: Tensor) -> tuple[Tensor, Tensor]:
         embeddings: `[B, D]`.
 
     Returns:
-        The two parts, whose sum is the loss.
+        A scalar, in expectation −D / 2 or more: that is where the features are orthonormal.
 
     Raises:
         ValueError: a single sample.
 
-    >>> [float(part) for part in orthonormality(torch.eye(2))]
-    [0.0, -1.0]
+    >>> float(orthonormality(torch.eye(2)))
+    -1.0
 
     Source: HaoChen et al. (arXiv 2106.04156), the spectral contrastive loss; TD-JEPA (arXiv 2510.00739), section 4.
     """
@@ -37,4 +37,4 @@ def orthonormality(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     if num_ranks() > 1:
         sums = sum_over_ranks(torch.cat([outer.flatten(), torch.stack([fourth, total])]))
         outer, fourth, total = sums[:-2], sums[-2], sums[-1]
-    return (outer.square().sum() - fourth) / (2 * size * (size - 1)), -total / size
+    return (outer.square().sum() - fourth) / (2 * size * (size - 1)) - total / size

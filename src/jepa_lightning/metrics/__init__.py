@@ -7,17 +7,20 @@ from jepa_lightning.metrics.embedding import (
     MeanCorrelation,
     MeanCosine,
     Moments,
+    NonOrthonormality,
     dead_features,
     feature_std,
     mean_correlation,
     mean_cosine,
     moments,
+    non_orthonormality,
     std_per_feature,
 )
 from jepa_lightning.metrics.lidar import LiDAR, Scatter, lidar, scatter
-from jepa_lightning.metrics.rank import RankMe, eigenvalues, rankme
+from jepa_lightning.metrics.rank import CovarianceSpectrum, RankMe, eigenvalues, rankme
 
 __all__ = [
+    "CovarianceSpectrum",
     "DeadFeatures",
     "EmbeddingMetric",
     "FeatureStd",
@@ -25,6 +28,7 @@ __all__ = [
     "MeanCorrelation",
     "MeanCosine",
     "Moments",
+    "NonOrthonormality",
     "RankMe",
     "Scatter",
     "dead_features",
@@ -34,6 +38,7 @@ __all__ = [
     "mean_correlation",
     "mean_cosine",
     "moments",
+    "non_orthonormality",
     "rankme",
     "scatter",
     "std_per_feature",

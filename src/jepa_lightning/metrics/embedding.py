@@ -128,6 +128,18 @@ def mean_cosine(sums: Moments) -> Tensor:
     return torch.where(sums.num > 1, cosine, torch.nan)  # rounding makes it infinite for one sample
 
 
+def non_orthonormality(sums: Moments) -> Tensor:
+    """`NonOrthonormality` of the samples, `[...]`.
+
+    >>> non_orthonormality(moments(torch.tensor([[2.0, 0.0], [0.0, 2.0]])))
+    tensor(0., dtype=torch.float64)
+    """
+    second = sums.outer / sums.num[..., None, None]
+    size = second.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    difference = second / size - torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+    return difference.norm(dim=(-2, -1)) / second.shape[-1] ** 0.5
+
+
 class EmbeddingMetric(Metric):
     """Base of the metrics that are functions of `Moments`: states that add up over batches and ranks.
 
@@ -240,3 +252,23 @@ class MeanCosine(EmbeddingMetric):
     def compute(self) -> Tensor:
         """The mean cosine, in [-1, 1]."""
         return mean_cosine(self.sums())
+
+
+class NonOrthonormality(EmbeddingMetric):
+    """How far the features of embeddings are from being orthonormal, whatever their scale: `‖Σ / σ² − I‖ / √D`.
+
+    Σ is the second moment `E[z zᵀ]`, σ² the mean of its diagonal. 0 where all features are as large, and no two of them
+    go together; √(D − 1) where all embeddings lie on a line; NaN where all are zero. N embeddings whose features are
+    independent have about `√((D + 1) / N)`, so only readings of as many samples compare.
+
+    >>> metric = NonOrthonormality(2)
+    >>> metric.update(torch.tensor([[1.0, 1.0], [3.0, 3.0]]))
+    >>> metric.compute()
+    tensor(1., dtype=torch.float64)
+    """
+
+    higher_is_better = False
+
+    def compute(self) -> Tensor:
+        """The distance, in [0, √(D − 1)]."""
+        return non_orthonormality(self.sums())

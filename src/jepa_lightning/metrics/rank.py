@@ -1,4 +1,4 @@
-"""How many directions embeddings use: RankMe, of the eigenvalues of their second moment or covariance.
+"""Which directions embeddings use, and how many: eigenvalues of their second moment or covariance, and RankMe.
 
 The eigenvalues come from sums of squares in float64, so singular values below about 1e-8 of the largest are noise (a
 singular value decomposition of the embeddings would resolve 1e-16, which embeddings in single precision do not hold).
@@ -79,3 +79,25 @@ class RankMe(EmbeddingMetric):
     def compute(self) -> Tensor:
         """RankMe, in [1, D], or 0."""
         return rankme(self.sums(), self.centred)
+
+
+class CovarianceSpectrum(EmbeddingMetric):
+    """`RankMe`, centred, beside the largest and the smallest eigenvalue that it is made of: of the covariance.
+
+    Of D features that are orthonormal and have mean zero, both eigenvalues are 1. The smallest is 0 where a direction
+    is lost, as it is with fewer than D + 1 embeddings.
+
+    >>> metric = CovarianceSpectrum(2)
+    >>> metric.update(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    >>> {name: round(float(value), 4) for name, value in metric.compute().items()}
+    {'rankme_centred': 1.7548, 'largest_eigenvalue': 4.5, 'smallest_eigenvalue': 0.5}
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """The three by their names, of one decomposition."""
+        values = eigenvalues(self.sums(), centred=True)
+        return {
+            "rankme_centred": entropy_rank(values.sqrt(), eps=1e-7),
+            "largest_eigenvalue": values[-1],
+            "smallest_eigenvalue": values[0],
+        }

@@ -284,8 +284,7 @@ class TDJEPA(JEPA):
         terms, loss = {}, torch.zeros((), device=self.device)
         for name, each in latents.predictions.items():
             terms[f"{name}_td"] = weighted_over_ranks(self.distances(each.prediction, each.target), None)
-            apart, large = orthonormality(latents.embeddings[name].values.squeeze(1))
-            terms |= {f"{name}_ortho": apart + large, f"{name}_ortho_apart": apart}
+            terms[f"{name}_ortho"] = orthonormality(latents.embeddings[name].values.squeeze(1))
             loss = loss + terms[f"{name}_td"] + self.hparams[f"{name}_ortho"] * terms[f"{name}_ortho"]
         energy = torch.stack([terms[f"{name}_td"] for name in latents.predictions]).mean()
         return {"loss": loss, "energy": energy, **terms}
