@@ -139,8 +139,29 @@ def test_orthonormality() -> None:
     # The identity is the least: √D times the axes, all of them alike often.
     best = orthonormality(3**0.5 * torch.eye(3).repeat(200, 1))
     assert best < orthonormality(3**0.5 * torch.nn.functional.normalize(toys.numbers(2, 600, 3).abs()))
-    with pytest.raises(ValueError, match="batch of one"):
-        orthonormality(embeddings[:1])
+    assert float(orthonormality(embeddings[:1])) == pytest.approx(-float(embeddings[0].square().sum()), rel=1e-5)
+
+
+def test_batches_of_one() -> None:
+    """Held out, a last batch may have one step alone; in training it says what to do."""
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(small(), DataLoader(toys.Rows(steps(8)), 4), DataLoader(toys.Rows(steps(5)), 4))
+    assert all(trainer.callback_metrics[f"val/{name}"].isfinite() for name in ("loss", "phi_td", "phi_ortho"))
+    with pytest.raises(ValueError, match=r"batch of one.*batch_size"):
+        quiet_trainer(max_epochs=1).fit(small(), DataLoader(toys.Rows(steps(1)), 1))
+
+
+def test_starting_from_weights(tmp_path: Path) -> None:
+    """All networks, their teachers and ψ's moment are those of the checkpoint."""
+    trainer = quiet_trainer(max_epochs=1)
+    trainer.fit(small(), DataLoader(toys.Rows(steps(16)), 8))
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    torch.manual_seed(1)
+    module = TDJEPA(**TINY_TD, weights=str(tmp_path / "it.ckpt"))
+    assert difference(copies(module), copies(trainer.lightning_module))
+    quiet_trainer(max_epochs=1, limit_train_batches=0).fit(module, DataLoader(toys.Rows(steps(16)), 8))
+    for name, value in trainer.lightning_module.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
 
 
 def test_pessimism() -> None:
@@ -323,7 +344,7 @@ def test_monitors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"actor": "normal"}, "gaussian or flow"),
+        ({"actor": "normal"}, "one of gaussian, flow"),
         ({"discount": 1.0}, "discount"),
         ({"goal_share": 1.5}, "goal_share"),
         ({"heads": 0}, "heads"),

@@ -24,7 +24,7 @@ from jepa_lightning.cli import main
 from jepa_lightning.cli.zero_shot import evaluate_agent
 from jepa_lightning.data.episodes import make_environment, record
 from jepa_lightning.environments import REWARDS
-from jepa_lightning.evaluation.zero_shot import Reward, interval, play_reward, zero_shot
+from jepa_lightning.evaluation.zero_shot import Reward, interval, play_reward, table, zero_shot
 from jepa_lightning.planning import Agent
 
 Array = np.ndarray[Any, Any]
@@ -87,6 +87,13 @@ def test_scores(data: TransitionsDataModule) -> None:
     assert np.isnan(without.expert)
     assert without.normalised(without.mean) == pytest.approx(half.mean / 200)
     assert without.low == without.high  # of two agents that are one
+    with pytest.warns(UserWarning, match="the expert of half returns .* random actions .* nan"):
+        poor = zero_shot(
+            [agent], data, world, {"half": top_left, "top_left": {"task": "top_left"}}, LOST, num_episodes=2
+        )
+    assert np.isnan(poor.scores[0].normalised(poor.scores[0].mean))
+    assert poor.mean() == poor.scores[1].normalised(poor.scores[1].mean)
+    assert [row[1] for row in table(poor.scores)[1:]] == ["nan", *[f"{poor.mean():.3f}"] * 2]
     for wrong, message in (
         ({"x": 3}, "options of the environment"),
         ({"x": "nowhere.reward"}, "no class"),
@@ -94,6 +101,16 @@ def test_scores(data: TransitionsDataModule) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             zero_shot([agent], data, world, wrong, num_episodes=1)
+
+
+class FarFrom(Expert):
+    """Goes to the corner on the other side."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("bottom_right")
+
+
+LOST = {"half": FarFrom, "top_left": Expert}
 
 
 class TopLeft(Expert):

@@ -1,8 +1,9 @@
-"""Messages for options and weights that do not fit."""
+"""Checks of options, and messages for options and weights that do not fit."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,3 +44,19 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     near = [lower[match] for match in difflib.get_close_matches(value.lower(), lower, n=2, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of {', '.join(lower.values())}."
     raise ValueError(f"{name}={value!r} is unknown; {hint}")
+
+
+def check_numbers(options: Mapping[str, Any], least: float, most: float = math.inf, below: float = math.inf) -> None:
+    """Raise a ValueError for the first option that is out of range or not finite; None stands for none given.
+
+    >>> check_numbers({"heads": 0}, 1)
+    Traceback (most recent call last):
+    ValueError: heads=0 must be at least 1
+    >>> check_numbers({"discount": 1.0}, 0, below=1)
+    Traceback (most recent call last):
+    ValueError: discount=1.0 must lie in [0, 1)
+    """
+    end = "" if math.isinf(min(most, below)) else f"{most}]" if most < below else f"{below})"
+    for name, value in options.items():
+        if value is not None and not (least <= value <= most and value < below):
+            raise ValueError(f"{name}={value} must " + (f"lie in [{least}, {end}" if end else f"be at least {least}"))

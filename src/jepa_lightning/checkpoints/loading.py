@@ -43,6 +43,9 @@ def load_networks(module: nn.Module, networks: Networks) -> list[str]:
     for name in names:
         if name not in missing:
             load_network(module.get_submodule(name), networks, name)
+    for name, kept in module.named_buffers(recurse=False):  # what a module remembers of its data, as TDJEPA ψ's moment
+        if "" in networks.states.get(name, {}):
+            kept.copy_(networks.states[name][""])
     return missing
 
 

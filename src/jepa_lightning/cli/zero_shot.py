@@ -34,6 +34,7 @@ def evaluate_agent(trainer: Any, datamodule: Any, ckpt_path: str, environment: d
     for logger in loggers:
         for name, frames in outcome.films.items():
             logger.experiment._get_file_writer().add_summary(gif(f"zero_shot/{name}", frames), 0)
+        logger.experiment.flush()  # no training ends here, which would write what is still waiting in a thread
     rows = table(outcome.scores)
     printed = Table(*rows[0])
     for row in rows[1:]:

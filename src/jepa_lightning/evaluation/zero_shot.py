@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,14 @@ class Score(NamedTuple):
     steps: int
 
     def normalised(self, value: float) -> float:
-        """A return on the scale from random actions, 0, to the expert, 1; of a step, where no expert is known."""
+        """A return on the scale from random actions, 0, to the expert, 1; of a step, where no expert is known.
+
+        There is no such scale, and this is NaN, where the expert is no better than random actions.
+        """
         if np.isnan(self.expert):
             return value / self.steps
+        if self.expert <= self.random:
+            return float("nan")
         return (value - self.random) / (self.expert - self.random)
 
 
@@ -53,8 +59,8 @@ class Outcome(NamedTuple):
     films: dict[str, list[Array]]
 
     def mean(self) -> float:
-        """The mean normalised return of all rewards."""
-        return float(np.mean([each.normalised(each.mean) for each in self.scores]))
+        """The mean normalised return of all rewards that have one."""
+        return mean_normalised(self.scores)
 
 
 class Reward:
@@ -157,6 +163,12 @@ def zero_shot(
         if found is not None:
             made = (imported(found) if isinstance(found, str) else found)(name)
             expert = float(play_reward(made, reward, num_episodes, stack, seed)[0].mean())
+            if expert <= at_random.mean():
+                warnings.warn(
+                    f"the expert of {name} returns {expert:.3g}, and random actions {at_random.mean():.3g}, so that "
+                    "nothing can be normalised by them: it is nan, and the mean leaves it out. Give a better expert",
+                    stacklevel=2,
+                )
         mean, low, high = interval(returns[0] if len(returns) == 1 else np.array([each.mean() for each in returns]))
         of_data = float(labels.mean()) * steps
         scores.append(Score(name, mean, low, high, float(at_random.mean()), of_data, expert, steps))
@@ -233,9 +245,14 @@ def table(scores: Sequence[Score]) -> list[list[str]]:
         normalised = [each.normalised(value) for value in (each.mean, each.low, each.high)]
         rest = [each.mean, each.random, each.data, each.expert]
         rows.append([each.name, *(f"{value:.3f}" for value in normalised), *(f"{value:.1f}" for value in rest)])
-    mean = np.mean([each.normalised(each.mean) for each in scores])
-    rows.append(["mean", f"{mean:.3f}", "", "", "", "", "", ""])
+    rows.append(["mean", f"{mean_normalised(scores):.3f}", "", "", "", "", "", ""])
     return rows
+
+
+def mean_normalised(scores: Sequence[Score]) -> float:
+    """The mean normalised return of rewards, but for those whose experts make no scale; NaN if none is left."""
+    found = [value for value in (each.normalised(each.mean) for each in scores) if not np.isnan(value)]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def write_scores(scores: Sequence[Score], folder: Path) -> None:

@@ -66,8 +66,10 @@ class ResumableModule(pl.LightningModule):
         are there where an optimiser step is not complete yet (`accumulate_grad_batches`), as means over processes; not
         those of sharded weights.
 
-        All of the checkpoint is made plain, and networks that are compiled have the names of those that are not.
+        All of the checkpoint is made plain, and networks that are compiled have the names of those that are not. The
+        class is there too, by which `load_planner` and `load_agent` find it.
         """
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["state_dict"] = {uncompiled(name): value for name, value in checkpoint["state_dict"].items()}
         for name in checkpoint.keys() - {"state_dict"}:
             checkpoint[name] = plain(checkpoint[name], name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,8 +13,9 @@ from typing_extensions import Self
 from jepa_lightning.checkpoints.families import tdjepa as official
 from jepa_lightning.clock import is_logged
 from jepa_lightning.draws import Rng
+from jepa_lightning.errors import check_choice, check_numbers
 from jepa_lightning.losses import orthonormality, weighted_over_ranks
-from jepa_lightning.losses.distributed import gather_samples, num_ranks, sum_over_ranks
+from jepa_lightning.losses.distributed import check_batch, gather_samples, num_ranks, sum_over_ranks
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks.drq import DrQEncoder, shift_frames
@@ -68,6 +68,15 @@ class Seen(NamedTuple):
     action: Tensor
     next_state: Tensor
     goes_on: Tensor
+
+
+# The least values of options, by their names.
+_LEAST = {
+    2: "embedding_layers",
+    1: "action_dim phi_dim psi_dim encoder_dim predictor_dim heads actor_dim flow_dim flow_layers flow_steps",
+    0: "phi_layers psi_layers predictor_layers actor_layers actor_std actor_clip bc_coeff phi_ortho psi_ortho "
+    "predictor_pessimism actor_pessimism shift lr_phi lr_psi lr_predictor lr_actor lr_flow",
+}
 
 
 class TDJEPA(JEPA):
@@ -179,7 +188,11 @@ class TDJEPA(JEPA):
         weights: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(lr=lr, start_lr=lr, final_lr=lr, warmup=0.0, weight_decay=(0.0, 0.0), weights=weights)
-        _check(self.hparams)
+        check_choice("actor", actor, ("gaussian", "flow"))
+        for least, names in _LEAST.items():
+            check_numbers({name: self.hparams[name] for name in names.split()}, least)
+        check_numbers({"goal_share": goal_share, "encoder_tau": encoder_tau, "predictor_tau": predictor_tau}, 0, 1)
+        check_numbers({"discount": discount}, 0, below=1)
         self.automatic_optimization = False
         self.frames = None if isinstance(observation_dim, int) else DrQEncoder(observation_dim)
         state_dim = observation_dim if isinstance(observation_dim, int) else DrQEncoder.embed_dim
@@ -284,6 +297,8 @@ class TDJEPA(JEPA):
         terms, loss = {}, torch.zeros((), device=self.device)
         for name, each in latents.predictions.items():
             terms[f"{name}_td"] = weighted_over_ranks(self.distances(each.prediction, each.target), None)
+            if self.training:
+                check_batch(len(each.prediction))
             terms[f"{name}_ortho"] = orthonormality(latents.embeddings[name].values.squeeze(1))
             loss = loss + terms[f"{name}_td"] + self.hparams[f"{name}_ortho"] * terms[f"{name}_ortho"]
         energy = torch.stack([terms[f"{name}_td"] for name in latents.predictions]).mean()
@@ -392,11 +407,6 @@ class TDJEPA(JEPA):
         seen = self.see(batch, drawn)
         return self.predict(seen, self.tasks(seen, drawn), drawn)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As all modules, with the class, by which `load_agent` finds it."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
-
     def features(self, batch: Any) -> Tokens:
         """φ of the states."""
         return Tokens(self.phi(self._encode(self.observations(batch)[0])).unsqueeze(1))
@@ -481,31 +491,3 @@ class TDJEPA(JEPA):
         module = cls(**theirs | options)
         module.load_state_dict(state)
         return module
-
-
-def _check(given: Any) -> None:
-    if given.actor not in ("gaussian", "flow"):
-        raise ValueError(f"actor is gaussian or flow, got {given.actor!r}")
-    positive = ("action_dim", "phi_dim", "psi_dim", "encoder_dim", "predictor_dim", "heads", "actor_dim", "flow_steps")
-    least = {**dict.fromkeys(positive, 1), "embedding_layers": 2, "phi_layers": 0, "psi_layers": 0, "shift": 0}
-    for name, number in {**least, "predictor_layers": 0, "actor_layers": 0, "flow_dim": 1, "flow_layers": 1}.items():
-        if given[name] < number:
-            raise ValueError(f"{name} must be {number} or more, got {given[name]}")
-    shares = {"discount": (0.0, 1.0), "goal_share": (0.0, 1.0), "encoder_tau": (0.0, 1.0), "predictor_tau": (0.0, 1.0)}
-    for name, (low, high) in shares.items():
-        if not low <= given[name] <= high or (name == "discount" and given[name] == 1):
-            raise ValueError(f"{name} must lie in [0, 1{')' if name == 'discount' else ']'}, got {given[name]}")
-    for name in (
-        "phi_ortho",
-        "psi_ortho",
-        "bc_coeff",
-        "actor_std",
-        "actor_clip",
-        "predictor_pessimism",
-        "actor_pessimism",
-    ):
-        if not 0 <= given[name] < math.inf:
-            raise ValueError(f"{name} must not be negative, got {given[name]}")
-    for name in ("lr", "lr_phi", "lr_psi", "lr_predictor", "lr_actor", "lr_flow"):
-        if given[name] is not None and not 0 <= given[name] < math.inf:
-            raise ValueError(f"{name} must not be negative, got {given[name]}")

@@ -213,11 +213,6 @@ class VJEPA2AC(JEPA):
         self.log("plan/rollout_error", mean, batch_size=len(errors), sync_dist=True, on_epoch=True)
         return super().validation_step(batch, batch_idx)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As all modules, with the class, by which `load_planner` finds it."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
-
     def learning_rate(self, step: int, total: int) -> float:
         """Linear warm-up, constant, linear cool-down."""
         hparams = self.hparams

@@ -16,6 +16,7 @@ from jepa_lightning.data.episodes.formats import open_episodes
 from jepa_lightning.data.episodes.preparation import Preparation, Scale, difference
 from jepa_lightning.data.episodes.record import make_environment, record
 from jepa_lightning.data.episodes.windows import Episodes, Keys, joined
+from jepa_lightning.errors import check_numbers
 
 
 class EpisodesDataModule(SplitDataModule):
@@ -94,16 +95,8 @@ class EpisodesDataModule(SplitDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        numbers = {
-            "num_episodes": num_episodes,
-            "steps": steps,
-            "stride": stride,
-            "every": every,
-            "max_steps": max_steps,
-        }
-        for name, number in numbers.items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        numbers = {"num_episodes": num_episodes, "max_steps": max_steps}
+        check_numbers(numbers | {"steps": steps, "stride": stride, "every": every}, 1)
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out={held_out} must be a share of the episodes, from 0 to below 1.")
         if unknown := set(standardize) - {"action", "state", "observation"}:

@@ -16,6 +16,7 @@ from jepa_lightning.data.episodes.preparation import Scale
 from jepa_lightning.data.episodes.record import make_environment, record
 from jepa_lightning.data.transitions.dataset import TransitionSet, WithReplacement
 from jepa_lightning.data.transitions.reading import Steps, read_steps
+from jepa_lightning.errors import check_numbers
 
 
 class TransitionsDataModule(SplitDataModule):
@@ -72,9 +73,7 @@ class TransitionsDataModule(SplitDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         numbers = {"num_episodes": num_episodes, "max_steps": max_steps, "frame_stack": frame_stack}
-        for name, number in (numbers | {"batches_an_epoch": batches_an_epoch}).items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        check_numbers(numbers | {"batches_an_epoch": batches_an_epoch}, 1)
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out={held_out} must be a share of the episodes, from 0 to below 1.")
         if root is None and environment is None:

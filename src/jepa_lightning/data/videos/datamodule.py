@@ -18,7 +18,7 @@ from jepa_lightning.data.shards import open_shards
 from jepa_lightning.data.videos.clips import Clips, Rounds
 from jepa_lightning.data.videos.decoding import find_decoders, read_clips
 from jepa_lightning.data.videos.lists import open_list
-from jepa_lightning.errors import check_choice
+from jepa_lightning.errors import check_choice, check_numbers
 
 VIDEO_EXTENSIONS = (
     *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
@@ -131,14 +131,8 @@ class VideoDataModule(FilesDataModule):
             raise ValueError(f"frame_stride={frame_stride} and frame_rate={frame_rate} exclude each other: give one.")
         if frame_rate is not None and not frame_rate > 0:
             raise ValueError(f"frame_rate={frame_rate} must be a positive number of frames a second.")
-        for name, number in (
-            ("frame_stride", frame_stride),
-            ("num_clips", num_clips),
-            ("min_frames", min_frames),
-            ("samples_per_epoch", samples_per_epoch),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number} must be at least 1.")
+        numbers = {"frame_stride": frame_stride, "num_clips": num_clips, "min_frames": min_frames}
+        check_numbers(numbers | {"samples_per_epoch": samples_per_epoch}, 1)
         if samples_per_epoch is not None and dataset != "shards":
             raise ValueError(
                 f"samples_per_epoch={samples_per_epoch} with dataset={dataset!r}: an epoch has all of its videos; only "
