@@ -165,7 +165,7 @@ def test_actions_and_their_bounds() -> None:
     """Those of an environment become −1 and 1; those of files have to be told."""
     data = TransitionsDataModule(environment={"id": "Pendulum-v1"}, num_episodes=2, max_steps=50, batch_size=10)
     data.setup()
-    action = data.sets["train"].action
+    action = data.sets["train"].__getitems__(list(range(100))).action
     assert 0.8 < float(action.abs().max()) <= 1
     assert torch.allclose(data.units["action"].back(action), torch.from_numpy(data.steps["train"].action), atol=1e-6)
 
@@ -204,6 +204,8 @@ def test_trainings_resume_with_the_same_units(tmp_path: Path) -> None:
     data = TransitionsDataModule(**options, num_episodes=4, num_workers=1)
     data.setup()
     assert data.sets["train"].seen.is_shared()
+    for name in ("seen", "action"):  # in memory once
+        assert np.shares_memory(getattr(data.steps["train"], name), getattr(data.sets["train"], name).numpy())
     batches = list(data.train_dataloader())
     assert len(batches) == 3
     plain = TransitionsDataModule(**options, num_episodes=4)

@@ -138,22 +138,18 @@ class TransitionsDataModule(SplitDataModule):
 
     def _make_sets(self, source: str) -> None:
         for role, steps in self.steps.items():
-            units, action = self.units, torch.from_numpy(steps.action)
-            action = units["action"].to(action)
-            if float(action.abs().max()) > 1 + 1e-4:
+            if float(self.units["action"].to(torch.from_numpy(steps.action)).abs().max()) > 1 + 1e-4:
                 raise ValueError(
                     f"actions of {source} reach from {steps.action.min():.3g} to {steps.action.max():.3g}, beyond "
                     "their bounds: give action_bounds=[least, largest]"
                 )
-            seen = steps.seen
-            if seen.ndim == 2:
-                values = torch.from_numpy(np.asarray(seen, np.float32))
-                seen = (units["observation"].to(values) if "observation" in units else values).numpy()
-            elif seen.dtype != np.uint8 or seen.ndim != 4:
-                shape = list(seen.shape[1:])
-                raise ValueError(f"observations are vectors, or frames of uint8, not {seen.dtype} {shape}")
-            prepared = steps._replace(seen=seen, action=action.clamp(-1, 1).numpy())
-            self.sets[role] = TransitionSet(prepared, self.hparams.frame_stack, shared=self.num_workers > 0)
+            if steps.seen.ndim != 2 and (steps.seen.dtype != np.uint8 or steps.seen.ndim != 4):
+                shape = list(steps.seen.shape[1:])
+                raise ValueError(f"observations are vectors, or frames of uint8, not {steps.seen.dtype} {shape}")
+            samples = TransitionSet(steps, self.units, self.hparams.frame_stack, shared=self.num_workers > 0)
+            self.sets[role] = samples
+            # The memory that workers share is the only one.
+            self.steps[role] = steps._replace(seen=samples.seen.numpy(), action=samples.action.numpy())
         if "val" in self.sets:
             self.sets["test"] = self.sets["val"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jepa_lightning.batches import Transitions
+from jepa_lightning.data.episodes.preparation import Scale
 from jepa_lightning.data.resume import Order
 from jepa_lightning.data.transitions.reading import Steps
 
@@ -20,14 +21,17 @@ class TransitionSet(Dataset[Transitions]):
     The memory is shared with worker processes.
 
     Args:
-        steps: whose observations are in the model's units, or frames `[R, rows, columns, channels]` uint8.
+        steps: in the world's units; of frames, `[R, rows, columns, channels]` uint8.
+        units: what `observation` and `action` are normalised by, as they are drawn; what has none is left as it is.
         frame_stack: frames of an observation: that of the time, and those before it, from its episode; the first one
             again where there are fewer.
         shared: whether there will be workers.
     """
 
-    def __init__(self, steps: Steps, frame_stack: int = 1, shared: bool = False) -> None:
-        self.frame_stack = frame_stack
+    def __init__(
+        self, steps: Steps, units: Mapping[str, Scale] | None = None, frame_stack: int = 1, shared: bool = False
+    ) -> None:
+        self.units, self.frame_stack = dict(units or {}), frame_stack
         self.seen, self.action = torch.from_numpy(steps.seen), torch.from_numpy(steps.action)
         self.row, self.first = torch.from_numpy(steps.row), torch.from_numpy(steps.first)
         self.terminated, self.reward = torch.from_numpy(steps.terminated), torch.from_numpy(steps.reward)
@@ -42,9 +46,12 @@ class TransitionSet(Dataset[Transitions]):
         """The batch of some steps."""
         chosen = torch.as_tensor(indices)
         row, first = self.row[chosen], self.first[chosen]
+        action = self.action[chosen]
+        if "action" in self.units:
+            action = self.units["action"].to(action).clamp(-1, 1)  # their bounds, but for rounding
         return Transitions(
             self._observed(row, first),
-            self.action[chosen],
+            action,
             self._observed(row + 1, first),
             self.terminated[chosen],
             self.reward[chosen],
@@ -56,7 +63,8 @@ class TransitionSet(Dataset[Transitions]):
 
     def _observed(self, row: Tensor, first: Tensor) -> Tensor:
         if self.seen.ndim == 2:
-            return self.seen.index_select(0, row)
+            seen = self.seen.index_select(0, row)
+            return self.units["observation"].to(seen) if "observation" in self.units else seen
         before = torch.arange(1 - self.frame_stack, 1)
         rows = torch.maximum(row[:, None] + before, first[:, None])
         return self.seen[rows].permute(0, 1, 4, 2, 3).flatten(1, 2)

@@ -24,7 +24,7 @@ class Steps(NamedTuple):
     """All steps of some episodes.
 
     Attributes:
-        seen: `[R, ...]`, what was seen, episode after episode, with the last state of each.
+        seen: `[R, ...]`, what was seen, episode after episode, with the last state of each; vectors in float32.
         row: `[N]`, of each step the row of `seen` that it starts from; the next row is what it leads to.
         first: `[N]`, the first row of its episode.
         action: `[N, A]`.
@@ -80,6 +80,8 @@ def read_steps(episodes: Sequence[Episode], source: str, names: dict[str, str] |
         raise ValueError(f"{source} has no step: an episode has two states at least")
     starts = np.cumsum([0, *(lengths[:-1] + 1)])
     seen, action, reward, terminated = (np.concatenate([part[field] for part in parts]) for field in range(4))
+    if seen.ndim == 2:
+        seen = np.asarray(seen, np.float32)
     row = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
     physics = None if any(len(part) < 5 for part in parts) else np.concatenate([part[4] for part in parts])
     return Steps(seen, row, np.repeat(starts, lengths), action, reward, terminated, physics)
