@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jepa_lightning import RECIPES, TDJEPA, EpisodesDataModule, TransitionsDataModule, load_agent
 from jepa_lightning.cli import main
-from jepa_lightning.cli.zero_shot import evaluate_agent
+from jepa_lightning.cli.zero_shot import evaluate_agents
 from jepa_lightning.data.episodes import make_environment, record
 from jepa_lightning.environments import REWARDS
 from jepa_lightning.evaluation.zero_shot import Reward, interval, play_reward, table, zero_shot
@@ -182,7 +182,20 @@ def test_on_the_command_line(
     with pytest.raises(ValueError, match="give rewards"):
         main(["evaluate", *recipe, *played[:1], f"--ckpt_path={path}"])
     with pytest.raises(ValueError, match="TransitionsDataModule"):
-        evaluate_agent(quiet_trainer(), EpisodesDataModule(environment=POINT), "it.ckpt", POINT, rewards={})
+        evaluate_agents(quiet_trainer(), EpisodesDataModule(environment=POINT), ["it.ckpt"], POINT, rewards={})
+    twice = [
+        *played[:1],
+        "--rewards={half: test_zero_shot.top_left}",
+        "--num_episodes=1",
+        f"--ckpt_path=[{path},{path}]",
+    ]
+    main(["evaluate", *recipe, "--trainer.logger=false", *twice])
+    half, _ = csv.DictReader((tmp_path / "evaluation.csv").open())
+    assert (
+        half["from"] == half["normalised"] == half["to"]
+    )  # of two agents that are one; a single episode has no interval
+    with pytest.raises(ValueError, match="agents"):
+        main(["evaluate", *recipe, f"--ckpt_path=[{path},{path}]"])
 
 
 # --- dm_control ------------------------------------------------------------------------------------------------------

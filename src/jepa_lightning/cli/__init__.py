@@ -29,7 +29,7 @@ from jepa_lightning.cli.last import last_checkpoint
 from jepa_lightning.cli.parser import NearMissParser, nulls
 from jepa_lightning.cli.plan import PlanningTrainer
 from jepa_lightning.cli.summary import SavedConfig, summary
-from jepa_lightning.cli.zero_shot import evaluate_agent
+from jepa_lightning.cli.zero_shot import evaluate_agents
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
@@ -46,7 +46,7 @@ class EvaluatingTrainer(PlanningTrainer):
         self,
         model: pl.LightningModule,
         datamodule: pl.LightningDataModule,
-        ckpt_path: str,
+        ckpt_path: list[str] | str,
         num_train: int = 10_000,
         steps: int = 1_000,
         encoder_options: dict[str, Any] | None = None,
@@ -70,7 +70,8 @@ class EvaluatingTrainer(PlanningTrainer):
             model: of a checkpoint that does not say what its encoder is, the module that takes its weights, whose
                 `features` are read; not used otherwise.
             datamodule: the data, labelled.
-            ckpt_path: a checkpoint of ours, an official one, or a Hugging Face folder.
+            ckpt_path: a checkpoint of ours, an official one, or a Hugging Face folder; of an agent, those of several
+                seeds, too, `[0.ckpt, 1.ckpt]`.
             num_train: training samples that probes are fitted on, at most.
             steps: of a probe's training, on batches of 256.
             encoder_options: further arguments of `load_encoder`, such as `{network: context_encoder, num_heads: 3}`.
@@ -84,14 +85,17 @@ class EvaluatingTrainer(PlanningTrainer):
             weights_only: true, as a configuration that `fit` has saved says it; nothing else is read.
 
         Raises:
-            ValueError: other content is asked for.
+            ValueError: other content is asked for, or several checkpoints of encoders.
         """
         if weights_only is False:
             raise ValueError("evaluate reads nothing but weights of a checkpoint: leave weights_only as it is, true")
         if environment is not None:
             options: dict[str, Any] = {"rewards": rewards or {}, "experts": experts, "num_samples": num_samples}
             options |= {"num_episodes": num_episodes, "shift": shift, "seed": seed}
-            return evaluate_agent(self, datamodule, ckpt_path, environment, **options)
+            paths = [ckpt_path] if isinstance(ckpt_path, str) else ckpt_path
+            return evaluate_agents(self, datamodule, paths, environment, **options)
+        if not isinstance(ckpt_path, str):
+            raise ValueError("several checkpoints are evaluated together if they are agents': give an environment")
         accelerator = self.strategy.root_device.type
         encoder: Any = ckpt_path
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from jepa_lightning.evaluation.zero_shot import table, write_scores, zero_shot
 from jepa_lightning.planning.agent import load_agent
 
 
-def evaluate_agent(trainer: Any, datamodule: Any, ckpt_path: str, environment: dict[str, Any], **options: Any) -> None:
-    """Print what the agent of a checkpoint reaches for each reward; write it, and film the first episodes.
+def evaluate_agents(
+    trainer: Any, datamodule: Any, paths: Sequence[str], environment: dict[str, Any], **options: Any
+) -> None:
+    """Print what the agents of checkpoints reach for each reward; write it, and film the first one's first episodes.
 
     Raises:
-        ValueError: data that are no steps of an environment, or no rewards.
+        ValueError: data that are no steps of an environment, or no rewards, or no checkpoint.
     """
     if not hasattr(datamodule, "steps"):
         raise ValueError(
@@ -26,10 +29,12 @@ def evaluate_agent(trainer: Any, datamodule: Any, ckpt_path: str, environment: d
         )
     if not options["rewards"]:
         raise ValueError("give rewards by name, --rewards '{walk: {task: walk}, near: my_rewards.near}'")
-    agent = load_agent(ckpt_path, trainer.strategy.root_device)
+    if not paths:
+        raise ValueError("give the checkpoint of an agent, or those of several seeds, --ckpt_path '[0.ckpt, 1.ckpt]'")
+    agents = [load_agent(path, trainer.strategy.root_device) for path in paths]
     datamodule.setup("test")
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    outcome = zero_shot([agent], datamodule, environment, film=bool(loggers), **options)
+    outcome = zero_shot(agents, datamodule, environment, film=bool(loggers), **options)
     write_scores(outcome.scores, Path(trainer.default_root_dir))
     for logger in loggers:
         for name, frames in outcome.films.items():
