@@ -23,7 +23,7 @@ from jepa_lightning import RECIPES, TDJEPA, EpisodesDataModule, TransitionsDataM
 from jepa_lightning.cli import main
 from jepa_lightning.cli.zero_shot import evaluate_agents
 from jepa_lightning.data.episodes import make_environment, record
-from jepa_lightning.environments import REWARDS
+from jepa_lightning.environments import REWARDS, PointMass
 from jepa_lightning.evaluation.zero_shot import Reward, interval, play_reward, table, zero_shot
 from jepa_lightning.planning import Agent
 
@@ -111,6 +111,20 @@ class FarFrom(Expert):
 
 
 LOST = {"half": FarFrom, "top_left": Expert}
+
+
+def test_no_films(data: TransitionsDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be drawn, that is said, and what was reached is not lost."""
+
+    def render(self: Any) -> Any:
+        raise RuntimeError("no screen")
+
+    monkeypatch.setattr(PointMass, "render", render)
+    agent, world = Agent(Knowing(), {"action": data.units["action"]}), POINT | {"task": "ring"}
+    with pytest.warns(UserWarning, match="no film.*PointMass.*no screen"):
+        outcome = zero_shot([agent], data, world, {"half": top_left}, num_episodes=1, film=True)
+    assert outcome.films == {}
+    assert outcome.scores[0].mean > outcome.scores[0].random
 
 
 class TopLeft(Expert):

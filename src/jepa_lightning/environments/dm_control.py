@@ -98,8 +98,20 @@ class DMControl(gymnasium.Env[Array, Array]):
         return found
 
     def render(self) -> Any:
-        """A frame."""
-        return self.environment.physics.render(self.image_size, self.image_size, camera_id=self.camera)
+        """A frame.
+
+        Raises:
+            RuntimeError: MuJoCo has no renderer here.
+        """
+        from mujoco import FatalError
+
+        try:
+            return self.environment.physics.render(self.image_size, self.image_size, camera_id=self.camera)
+        except (FatalError, AttributeError, RuntimeError) as error:  # by what is missing
+            raise RuntimeError(
+                "MuJoCo cannot draw frames here: without a screen it needs MUJOCO_GL=egl in the environment, or "
+                f"MUJOCO_GL=osmesa, and its library ({error})"
+            ) from error
 
     def _seen(self, step: Any) -> Array:
         if self.observation == "pixels":

@@ -145,7 +145,8 @@ def zero_shot(
         ValueError: an environment or a reward that cannot be played.
     """
     observations, physics, actions = labelled_states(data, num_samples, seed)
-    stack, scores, films = agents[0].frame_stack, [], {}
+    stack, scores = agents[0].frame_stack, []
+    films: dict[str, list[Array]] = {}
     for name, given in rewards.items():
         reward = Reward(given, environment)
         labels = reward.labels(_last_frame(observations, stack), physics, actions)
@@ -156,7 +157,9 @@ def zero_shot(
             played, steps, frames = play_reward(actor, reward, num_episodes, stack, seed, filmed)
             returns.append(played)
             if filmed:
-                films[name] = frames
+                if frames:
+                    films[name] = frames
+                film = bool(frames)  # a renderer that is not there is asked for once: MuJoCo ends the process then
         at_random, _, _ = play_reward(Random(seed), reward, num_episodes, stack, seed)
         found = (experts or {}).get(name, (experts or {}).get("all"))
         expert = np.nan
@@ -202,7 +205,7 @@ def play_reward(
     """Let somebody act in several environments at once.
 
     Returns:
-        The returns `[N]`, the steps of the longest episode, and frames of the first.
+        The returns `[N]`, the steps of the longest episode, and frames of the first, none where it cannot be drawn.
     """
     envs = _made(reward.options, num_episodes, film, frame_stack)
     seen = np.stack([np.asarray(env.reset(seed=seed + number)[0]) for number, env in enumerate(envs)])
@@ -210,7 +213,11 @@ def play_reward(
     space = envs[0].action_space
     while active.any():
         if film and active[0]:
-            frames.append(np.asarray(envs[0].render()))
+            try:
+                frames.append(np.asarray(envs[0].render()))
+            except Exception as error:  # whatever an environment lacks: returns are worth more than films
+                warnings.warn(f"there is no film, as {reward.options['id']} draws no frames: {error}", stacklevel=2)
+                film = False
         actions = np.clip(actor(seen, envs), space.low, space.high).astype(space.dtype)
         given, steps = np.zeros(num_episodes), steps + 1
         playing = active.copy()
