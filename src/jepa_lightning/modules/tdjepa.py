@@ -98,13 +98,13 @@ class TDJEPA(JEPA):
         symmetric: whether ψ is φ, so that there are one encoder and one predictor.
         phi_dim: numbers of φ.
         psi_dim: numbers of ψ, and Z of a task; symmetric, both are `phi_dim`.
-        phi_layers: hidden layers of φ; none make it linear.
+        phi_layers: hidden layers of φ; 0 makes it linear.
         psi_layers: hidden layers of ψ.
         encoder_dim: width of both.
         predictor_dim: width of the predictors.
         predictor_layers: their layers between branches and output.
-        embedding_layers: layers of branches, the actor's too.
-        heads: of each predictor.
+        embedding_layers: layers of each branch, of the actor's too.
+        heads: how many each predictor has.
         actor: `gaussian`, a mean with noise around it; or `flow`, noise turned into an action in one step, kept near to
             where a flow takes it that makes the data's actions.
         actor_dim: width of the actor.
@@ -121,11 +121,11 @@ class TDJEPA(JEPA):
         psi_ortho: weight of ψ's.
         goal_share: share of the tasks that are goals, states of the batch; the others are anywhere on the sphere.
         scale_goals: whether goals are multiplied by the inverse of ψ's second moment, as tasks of rewards are.
-        predictor_pessimism: how many of the heads' mean differences targets are below the heads' mean.
+        predictor_pessimism: what targets are below the mean of the heads, in units of how far two heads are apart.
         actor_pessimism: the same of the value that the actor raises.
-        encoder_tau: how far a step takes the teachers of encoders towards these, in (0, 1].
-        predictor_tau: the same of predictors.
-        shift: pixels that frames are shifted by at most.
+        encoder_tau: the share of the way to their encoders that teachers go in a step, in [0, 1].
+        predictor_tau: the same of the predictors' teachers.
+        shift: by how many pixels frames are shifted, at most.
         lr: learning rate, which is constant.
         lr_phi: that of φ and of the encoder of frames, if it is another.
         lr_psi: that of ψ.
@@ -433,15 +433,14 @@ class TDJEPA(JEPA):
         return self.phi if self.hparams.symmetric else self.psi
 
     def _descend(self, optimizer: Any, loss: Tensor) -> None:
-        """One of an optimiser, which needs the gradients of its own parameters only."""
-        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for parameter in own:
-            parameter.grad = None
+        """A step of one optimiser, which needs the gradients of its own parameters only."""
         if num_ranks() == 1:
+            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for parameter in own:
+                parameter.grad = None
             self.manual_backward(loss, inputs=own)
         else:  # DDP waits for the gradients of all
-            for other in self.optimizers():  # type: ignore[union-attr]
-                other.zero_grad()
+            self.zero_grad()
             self.manual_backward(loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad))
         optimizer.step()
 
