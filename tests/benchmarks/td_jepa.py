@@ -3,17 +3,17 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/td_jepa.py --sizes small published
     OMP_NUM_THREADS=1 python tests/benchmarks/td_jepa.py --sampling
 
-The transcription does what the official code does, in its order, on the same networks: an Adam for each of five
-networks, orthonormality by all pairs of a batch, whole backward passes, a loop over parameters for the targets, and no
-Trainer. Both are measured in turns, in this process's own time. The median of `--rounds` is printed, with the operations
-in matrix products of an update.
+The transcription does what the official code does, in its order, on the same networks with torch's own tanh: an Adam
+for each of five networks, orthonormality by all pairs of a batch, whole backward passes, a loop over parameters for
+the targets, and no Trainer. Both are measured in turns, in this process's own time. The median of `--rounds` is
+printed, with the operations in matrix products of an update.
 
-At commit 898d41e, on a core of an AMD EPYC (Zen 4), small networks made 37 updates a second and the transcription 32, 1.17
-times as many; published ones were 1.20 times as fast. Of the published ones' update, products are 127 GFLOP (transcription:
-142), which the core does at 85 to 90 GFLOP a second, be they batched or not. Were all else free, that would be about 1.3
-times: TDJEPA leaves out the products of all pairs of a batch and gradients of networks that a step leaves alone, and no
-other product of the update is made twice. Of small networks products are a quarter of the time; most of the rest are
-tanh, norms and hundreds of other small operations, which both do alike.
+At commit 898d41e, on a core of an AMD EPYC (Zen 4), small networks made 37 updates a second and the transcription 32,
+1.17 times as many; published ones were 1.20 times as fast. Of the published ones' update, products are 127 GFLOP
+(transcription: 142), which the core does at 85 to 90 GFLOP a second, be they batched or not. Were all else free, that
+would be about 1.3 times: TDJEPA leaves out the products of all pairs of a batch and gradients of networks that a step
+leaves alone, and no other product of the update is made twice. Of small networks products are a quarter of the time;
+most of the rest are tanh, norms and hundreds of other small operations, which both do alike.
 """
 
 from __future__ import annotations
