@@ -10,10 +10,11 @@ printed, with the operations in matrix products of an update.
 
 At commit 898d41e, on a core of an AMD EPYC (Zen 4), small networks made 37 updates a second and the transcription 32,
 1.17 times as many; published ones were 1.20 times as fast. Of the published ones' update, products are 127 GFLOP
-(transcription: 142), which the core does at 85 to 90 GFLOP a second, be they batched or not. Were all else free, that
-would be about 1.3 times: TDJEPA leaves out the products of all pairs of a batch and gradients of networks that a step
-leaves alone, and no other product of the update is made twice. Of small networks products are a quarter of the time;
-most of the rest are tanh, norms and hundreds of other small operations, which both do alike.
+(transcription: 142), which the core does at 48 to 90 GFLOP a second, the large ones at 82 or more, be they batched or
+not. By an estimate, with all else free it would be about 1.3 times: TDJEPA leaves out the products of all pairs of a
+batch and gradients of networks that a step leaves alone, and could leave out 2 or 3 % more, of the gradients that
+lead to an action. Of small networks products are a quarter of the time; most of the rest are tanh, norms and hundreds
+of other small operations, which both do alike.
 """
 
 from __future__ import annotations
