@@ -2,6 +2,7 @@
 
     apt install fluid-soundfont-gm fortunes fortunes-min dataset-fashion-mnist
     python recipes/data2vec/prepare.py notes
+    python recipes/data2vec/prepare.py melodies
     python recipes/data2vec/prepare.py words
     python recipes/data2vec/learning.py sound --method Data2Vec2 --seconds 1200 --seeds 0 1 2
 
@@ -22,6 +23,7 @@ import copy
 import csv
 import itertools
 import json
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -51,18 +53,14 @@ FRONT = [[64, 40, 20], [64, 8, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms,
 WORDS: dict[str, Any] = {"max_tokens": 128}
 LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
-# What each method has besides, of each kind of data: the published norms and losses, and what small data need. Without
-# decorrelation sounds collapse to where a token is in them; its weight goes with a loss that is ten times the mean
-# squared error.
-DECORRELATED = {"regularizers": {"decorrelation": {"weight": 0.3, "source": "context"}}}
+# What each method has besides, of each kind of data: the published norms and losses, and what small data need.
 SEQUENCES = {"num_layers": 3, "target_norm": False, "mlp_targets": True, "momentum_steps": None}
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "Data2Vec": {
         "images": {"num_layers": 3, "mask_length": 4, "momentum": (0.99, 0.999)},
         "sound": SEQUENCES
-        | DECORRELATED
         | {"layer_norm": "instance", "beta": 0.0, "mask_ratio": 0.49, "mask_length": 10}
-        | {"momentum": (0.99, 0.999)},
+        | {"momentum": (0.999, 0.9999)},
         "text": SEQUENCES
         | {"layer_norm": "layer", "beta": 4.0, "loss_scale": 1.0, "head_layers": 2}
         | {"mask_ratio": 0.3, "mask_length": 4, "momentum": (0.99, 0.999)},
@@ -72,10 +70,9 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         | {"predictor_embed_dim": 96, "predictor_depth": 3}
         | {"momentum": (0.99, 0.999), "momentum_steps": None},
         "sound": SEQUENCES
-        | DECORRELATED
         | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "predictor_embed_dim": 96, "predictor_depth": 3, "predictor_kernel_size": 7}
-        | {"momentum": (0.99, 0.999)},
+        | {"momentum": (0.999, 0.9999)},
         "text": SEQUENCES
         | {"num_masks": 4, "mask_ratio": 0.48, "mask_length": 1, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "loss_scale": 1.0, "head_layers": 2, "predictor_residual": False}
@@ -98,16 +95,17 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
 # --- Data and networks -----------------------------------------------------------------------------------------------
 
 
-def open_data(options: argparse.Namespace) -> Any:
-    """The data, in the batches that training has."""
+def open_data(options: argparse.Namespace, melodies: bool = False) -> Any:
+    """The data, in the batches that training has; of sounds, notes or melodies."""
     if options.data == "images":
         root = str(options.root or "data")
         data: Any = ImageDataModule(
             "FashionMNIST", root, batch_size=options.batch_size or 64, num_workers=0, crop_scale=None
         )
     elif options.data == "sound":
-        # A second of each note at a time.
-        root, size = str(options.root or "data/notes"), options.batch_size or 32
+        # A second of each sound at a time.
+        root = str(options.melodies if melodies else options.root or "data/notes")
+        size = options.batch_size or 16
         data = WaveformDataModule(root, "csv", max_seconds=1.0, batch_size=size, num_workers=0)
     else:
         root, size = str(options.root or "/usr/share/games/fortunes"), options.batch_size or 32
@@ -325,8 +323,9 @@ def run(options: argparse.Namespace, data: Any, seed: int) -> dict[str, Any]:
         return row | probes(*classic(options, data), seed)
     module = build(options, data)
     before = probes(*encoded(module, data, names, options.samples), seed)
-    steps = options.steps or steps_in(module, data, options.seconds)
-    row |= fit(module, data, steps)
+    learnt = open_data(options, melodies=True) if options.data == "sound" else data
+    steps = options.steps or steps_in(module, learnt, options.seconds)
+    row |= fit(module, learnt, steps)
     after = probes(*encoded(module, data, names, options.samples), seed)
     return row | {
         key: value for name in after for key, value in ((name, after[name]), (f"{name}, untrained", before[name]))
@@ -367,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of the method, name=value")
     parser.add_argument("--batch_size", type=int, help="64 of images, 32 of others without")
     parser.add_argument("--samples", type=int, default=10_000, help="of each part, that probes read at most")
-    parser.add_argument("--root", type=Path, help="of sounds or texts")
+    parser.add_argument("--root", type=Path, help="of notes or texts")
+    parser.add_argument("--melodies", type=Path, default=Path("data/melodies"), help="that are learnt from")
     parser.add_argument("--words", type=Path, default=Path("data/words"), help="the tokenizer of texts")
     parser.add_argument("--folder", type=Path, default=Path("runs/data2vec"))
     options = parser.parse_args(arguments)
@@ -377,7 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.teacher_sees != "all" and options.method != "Data2Vec":
         parser.error(f"--teacher_sees {options.teacher_sees} is for Data2Vec, not for {options.method}")
     options.folder.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore", module="sklearn")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = open_data(options)
     for seed in options.seeds:
         row = run(options, data, seed)
