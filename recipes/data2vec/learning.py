@@ -6,10 +6,10 @@
     python recipes/data2vec/prepare.py words
     python recipes/data2vec/learning.py sound --method Data2Vec2 --seconds 1200 --seeds 0 1 2
 
-It trains a small encoder for each seed, reads the labels of held-out data off the frozen features' means (a logistic
-regression, and the five nearest neighbours), of the encoder before and after training, prints it, and adds a row to
-`results.csv`. `--method classic` reads them off what needs no training: statistics of a log-mel spectrogram, TF-IDF of
-words, pixels.
+It trains a small encoder for each seed, reads the labels of held-out data off the frozen features (the mean tokens
+after each of its four blocks, side by side) by a logistic regression and the five nearest neighbours, before and after
+training, prints it, and adds a row to `results.csv`. `--method classic` reads them off what needs no training:
+statistics of a log-mel spectrogram, TF-IDF of words, pixels.
 
 One factor at a time: `--last` has the last layer as target and not the mean of several, `--teacher_sees hidden` builds
 targets of hidden tokens from the hidden ones alone, and `--teacher_sees masked` from what the student sees.
@@ -50,7 +50,7 @@ from jepa_lightning.step import Tokens
 METHODS = {"Data2Vec": Data2Vec, "Data2Vec2": Data2Vec2, "IJEPA": IJEPA}
 SIZES = {"embed_dim": 96, "depth": 4, "num_heads": 4}
 FRONT = [[64, 40, 20], [64, 8, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms, as published
-WORDS: dict[str, Any] = {"max_tokens": 128}
+WORDS: dict[str, Any] = {"max_tokens": 64}
 LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
 # What each method has besides, of each kind of data: the published norms and losses, and what small data need.
@@ -126,7 +126,7 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
     if options.data == "text":
         words = data.tokenizer
         sizes = SIZES | {"vocab_size": words.vocab_size, "max_length": WORDS["max_tokens"], "pad_word": words.pad}
-        sizes |= {"mask_word": words.mask if masks else None}
+        sizes |= {"mask_word": words.mask if masks else None, "alibi": True}
         return {"class_path": "jepa_lightning.networks.WordTransformer", "init_args": sizes}
     if masks:  # without scaled layers, which start too small for few steps
         sizes = SIZES | {"image_size": [28, 28], "patch_size": [7, 7], "in_channels": 1, "layer_scale": None}
@@ -232,13 +232,20 @@ def once(data: Any, role: str, limit: int) -> Iterator[Any]:
 
 @torch.no_grad()
 def encoded(module: JEPA, data: Any, names: Sequence[str], limit: int) -> list[Part]:
-    """The mean tokens of training and held-out data, without what is filled up."""
+    """The mean tokens after each block, side by side, of training and held-out data, without what is filled up.
+
+    Of data2vec they are the student's, which the papers train on with labels; of I-JEPA the target encoder's.
+    """
     module.eval()
+    encoder: Any = module.context_encoder if isinstance(module, Data2Vec) else module.target_encoder
     parts = []
     for role in ("train", "val"):
         features, labels = [], {name: [] for name in names}  # type: ignore[var-annotated]
         for batch in once(data, role, limit):
-            features.append(module.features(batch).pooled().float())
+            (observation,), valid = module.observations(batch), module.valid(batch)
+            tokens, grid = encoder.tokens(observation), encoder.grid_of(observation)
+            blocks = encoder.layers(tokens, range(encoder.depth), valid=valid, grid=grid)
+            features.append(torch.cat([Tokens(block, valid).pooled() for block in blocks], 1))
             for name, label in batches.labels(batch, module.reads).items():
                 if name in labels:
                     labels[name].append(label)
