@@ -63,7 +63,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         | {"momentum": (0.999, 0.9999)},
         "text": SEQUENCES
         | {"layer_norm": "layer", "beta": 4.0, "loss_scale": 1.0, "head_layers": 2}
-        | {"mask_ratio": 0.3, "mask_length": 4, "momentum": (0.99, 0.999)},
+        | {"mask_ratio": 0.3, "mask_length": 1, "momentum": (0.999, 0.9999)},
     },
     "Data2Vec2": {
         "images": {"num_masks": 4, "mask_ratio": 0.6, "mask_length": 2, "num_layers": 3}
