@@ -216,7 +216,10 @@ def test_text(prepare: Any, learning: Any, tmp_path: Path) -> None:
     for method in ("Data2Vec", "Data2Vec2"):
         learning.main([*given, "--method", method, *OPTIONS[: 2 if method == "Data2Vec" else None]])
     learning.main([*given, "--method", "classic"])
-    rows = rows_of(tmp_path / "results.csv")
+    learning.main([*given, "--places", *OPTIONS[:2]])
+    *rows, placed = rows_of(tmp_path / "results.csv")
+    assert placed["places"] == "True"
+    assert 0 <= float(placed["place"]) <= 1
     assert float(rows[-1]["linear/label"]) == 1.0
     assert all(0 <= float(row["knn/label, untrained"]) <= 1 for row in rows[:-1])
 

@@ -12,7 +12,8 @@ training, prints it, and adds a row to `results.csv`. `--method classic` reads t
 statistics of a log-mel spectrogram, TF-IDF of words, pixels.
 
 One factor at a time: `--last` has the last layer as target and not the mean of several, `--teacher_sees hidden` builds
-targets of hidden tokens from the hidden ones alone, and `--teacher_sees masked` from what the student sees.
+targets of hidden tokens from the hidden ones alone, and `--teacher_sees masked` from what the student sees. `--places`
+gives words embeddings of their places, as published, and not attention by distance.
 `--set lr=3e-3` gives the method another option. Needs the extras `audio`, `text` and `series`.
 """
 
@@ -126,7 +127,7 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
     if options.data == "text":
         words = data.tokenizer
         sizes = SIZES | {"vocab_size": words.vocab_size, "max_length": WORDS["max_tokens"], "pad_word": words.pad}
-        sizes |= {"mask_word": words.mask if masks else None, "alibi": True}
+        sizes |= {"mask_word": words.mask if masks else None, "alibi": not options.places}
         return {"class_path": "jepa_lightning.networks.WordTransformer", "init_args": sizes}
     if masks:  # without scaled layers, which start too small for few steps
         sizes = SIZES | {"image_size": [28, 28], "patch_size": [7, 7], "in_channels": 1, "layer_scale": None}
@@ -202,6 +203,7 @@ def fit(module: JEPA, data: Any, steps: int) -> dict[str, float]:
     began = time.process_time()
     trainer.fit(module, train_dataloaders=data.train_dataloader())
     names = {"train/loss": "loss", "train/constant_loss": "constant_loss", "collapse/target/rankme": "rankme"}
+    names |= {"collapse/target/token_place": "place"}
     names |= {f"collapse/prediction/{name}": name for name in ("deviation", "target_deviation")}
     readings = {name: float(trainer.callback_metrics[key]) for key, name in names.items()}
     return {"steps": steps, "seconds": round(time.process_time() - began, 1), **readings}
@@ -323,7 +325,7 @@ def classic(options: argparse.Namespace, data: Any) -> list[Part]:
 def run(options: argparse.Namespace, data: Any, seed: int) -> dict[str, Any]:
     """The row of a seed."""
     pl.seed_everything(seed, verbose=False)
-    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees")}
+    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees", "places")}
     row |= {"set": json.dumps(options.set) if options.set else "", "seed": seed}
     names = LABELS[options.data]
     if options.method == "classic":
@@ -370,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--last", action="store_true", help="the last layer as target (K = 1)")
     parser.add_argument("--teacher_sees", choices=["all", "hidden", "masked"], default="all")
+    parser.add_argument("--places", action="store_true", help="words have embeddings of places, as published")
     parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of the method, name=value")
     parser.add_argument("--batch_size", type=int, help="64 of images, 32 of others without")
     parser.add_argument("--samples", type=int, default=10_000, help="of each part, that probes read at most")
@@ -381,6 +384,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.set = dict(options.set)
     if options.data not in SMALL.get(options.method, LABELS):
         parser.error(f"{options.method} is for images, not for {options.data}")
+    if options.places and options.data != "text":
+        parser.error(f"--places is for text, not for {options.data}")
     if options.teacher_sees != "all" and options.method != "Data2Vec":
         parser.error(f"--teacher_sees {options.teacher_sees} is for Data2Vec, not for {options.method}")
     options.folder.mkdir(parents=True, exist_ok=True)
