@@ -21,6 +21,7 @@ from helpers import (
     random_images,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.linear_model import LinearRegression
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -36,6 +37,7 @@ from jepa_lightning.callbacks import (
 )
 from jepa_lightning.callbacks.pictures import draw_latents
 from jepa_lightning.callbacks.pictures.drawing import BLOCK_COLOURS, TITLE_HEIGHT
+from jepa_lightning.callbacks.readings import place_share
 from jepa_lightning.draws import Rng
 from jepa_lightning.masking import Masks, MultiBlockMasking
 from jepa_lightning.networks import gather_tokens
@@ -502,8 +504,29 @@ def test_an_encoder_of_positions_is_dead_across_images(tmp_path: Path) -> None:
     assert dead["collapse/target/std"] < 1e-3
     assert dead["collapse/target/rankme"] < 1.1
     assert dead["collapse/target/cosine"] > 0.999
+    assert dead["collapse/target/token_place"] > 0.999 > 0.9 > alive["collapse/target/token_place"]
     assert alive["collapse/target/std"] > 0.05
     assert alive["collapse/target/rankme"] > 2
+
+
+def test_how_much_places_explain() -> None:
+    """The adjusted share of variance of a linear regression on places, of those that there are; by scikit-learn."""
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randn(30, 5, 8, generator=rng) + torch.randn(5, 8, generator=rng)
+    valid = torch.rand(30, 5, generator=rng) < 0.7
+    valid[:, 4] = False
+    for there in (None, valid):
+        kept = torch.ones(30, 5, dtype=torch.bool) if there is None else there
+        rows, places = values[kept].numpy(), kept.nonzero()[:, 1]
+        known = torch.nn.functional.one_hot(places).float().numpy()
+        left = ((rows - LinearRegression().fit(known, rows).predict(known)) ** 2).sum()
+        plain = 1 - left / ((rows - rows.mean(0)) ** 2).sum()
+        number = len(places.unique())
+        adjusted = 1 - (1 - plain) * (len(rows) - 1) / (len(rows) - number)
+        assert float(place_share(Tokens(values, there))) == pytest.approx(float(adjusted), rel=1e-4)
+    chance = [float(place_share(Tokens(torch.randn(30, 5, 8, generator=rng)))) for _ in range(50)]
+    assert abs(np.mean(chance)) < 0.01
+    assert float(place_share(Tokens(values[:1]))) == 0
 
 
 # --- Pictures and speed ----------------------------------------------------------------------------------------------

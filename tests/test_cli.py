@@ -451,8 +451,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tracks(root / "tracks.csv")
     write_sounds(root / "sounds")
     for split, other in (("train", "train"), ("val", "valid")):
-        rows = "\n".join(f"{other}_{number}.wav,reed,4,c" for number in range(4))
-        (root / "sounds" / f"{split}.csv").write_text(f"file,family,octave,pitch\n{rows}\n")
+        rows = "\n".join(f"{other}_{number}.wav,0,0.5,reed,4,c" for number in range(4))
+        (root / "sounds" / f"{split}.csv").write_text(f"file,start,end,family,octave,pitch\n{rows}\n")
     for split in ("train", "val"):
         (root / "texts" / split).mkdir(parents=True)
         for number in range(4):
@@ -576,7 +576,8 @@ def test_recipe(name: str, data: Path) -> None:
     named = ("vjepa/clips.yaml", "tsjepa/csv.yaml", "tjepa/flights.yaml", "tjepa/tracks.yaml")
     assert probes or unlabelled or name in named
     assert sum(tag.startswith("probe/") and tag.endswith("/accuracy") for tag in metrics) == len(probes)
-    of_steps = [probe for probe in probes if probe.get("init_args", {}).get("label") in ("note", "part")]
+    by_step = ("note", "part", "family", "octave", "pitch")
+    of_steps = [probe for probe in probes if probe.get("init_args", {}).get("label") in by_step]
     dense = sum("dense" in str(probe) for probe in probes) + len(of_steps)
     assert sum(tag.endswith("/miou") for tag in metrics) == dense
     if sequences:

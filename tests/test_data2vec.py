@@ -43,6 +43,7 @@ from jepa_lightning.networks import (
     RelativePositionBias,
     WaveEmbed,
     WaveTransformer,
+    WordTransformer,
 )
 from jepa_lightning.networks.norms import instance_norm
 
@@ -194,6 +195,19 @@ def test_alibi_by_hand() -> None:
         for a, first in enumerate((0, 3, 7)):
             for b, second in enumerate((0, 3, 7)):
                 assert float(found[0, head, a, b]) == pytest.approx(-slope * abs(first - second))
+
+
+def test_words_by_their_distances_alone() -> None:
+    """With `alibi` a text has the same features wherever it stands, and hidden words are all the same token."""
+    torch.manual_seed(0)
+    encoder = WordTransformer(20, 12, 16, 2, 2, mask_word=3, pad_word=1, alibi=True).eval()
+    text, rest = torch.randint(4, 20, (2, 7)), torch.ones(2, 5, dtype=torch.long)
+    before, after = torch.cat([rest, text], 1), torch.cat([text, rest], 1)
+    late = encoder.encode(encoder.tokens(before), None, before != 1).values[:, 5:]
+    assert_close(encoder.encode(encoder.tokens(after), None, after != 1).values[:, :7], late, "elsewhere")
+    hidden = encoder.masked(encoder.tokens(text), torch.ones(2, 7, dtype=torch.bool))
+    assert_close(hidden, hidden[:1, :1].expand_as(hidden), "hidden words")
+    assert not [name for name, _ in encoder.named_parameters() if "places" in name]
 
 
 def test_a_bias_reaches_what_is_seen() -> None:

@@ -91,6 +91,8 @@ def test_what_transformers_has_not(tmp_path: Path) -> None:
     sizes: dict[str, Any] = OF_WAVES["encoder"]["init_args"]
     with pytest.raises(ValueError, match="alibi"):
         save_for_transformers(WaveTransformer(**sizes | {"alibi": True}), tmp_path)
+    with pytest.raises(ValueError, match="alibi"):
+        save_for_transformers(WordTransformer(20, 8, 16, 1, 2, mask_word=3, alibi=True), tmp_path)
     with pytest.raises(ValueError, match="PostNormVisionTransformer"):
         save_for_transformers(PostNormVisionTransformer((16, 16), (4, 4), 3, 16, 1, 2), tmp_path)  # type: ignore[arg-type]
 

@@ -94,6 +94,14 @@ def notes(prepare: Any, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def melodies(prepare: Any, notes: Path, tmp_path: Path) -> Path:
+    """A folder of 20 melodies of these notes to learn from."""
+    folder = tmp_path / "melodies"
+    prepare.main(["melodies", "--notes", str(notes), "--folder", str(folder), "--number", "20"])
+    return folder
+
+
 def test_notes_of_a_sound_font(notes: Path) -> None:
     """Labels by hand; the pitch is what is heard; both channels are on one side; drums are no notes."""
     rows = {role: rows_of(notes / f"{role}.csv") for role in ("train", "val")}
@@ -112,6 +120,33 @@ def test_notes_of_a_sound_font(notes: Path) -> None:
     assert all(own.count(each) == 2 for own in heard.values() for each in own)
 
 
+def test_melodies(prepare: Any, melodies: Path) -> None:
+    """In each stretch the note is heard that is told, and of no held-out one is learnt."""
+    recordings = {
+        role: {tuple(row[name] for name in ("family", "octave", "pitch")) for row in rows_of(melodies / f"{role}.csv")}
+        for role in ("train", "val")
+    }
+    assert not recordings["train"] & recordings["val"]
+    rows = rows_of(melodies / "train.csv")
+    assert len({row["file"] for row in rows}) == 20
+    names = [row["pitch"] for row in rows]
+    assert len(set(names)) > 3
+    heard = 0
+    for row in rows:
+        wave, rate = soundfile.read(melodies / row["file"])
+        assert len(wave) == 2 * rate
+        part = wave[round(float(row["start"]) * rate) : round(float(row["end"]) * rate)]
+        if len(part) < 0.1 * rate:
+            continue
+        hertz = np.abs(np.fft.rfft(part, 32 * len(part))).argmax() * rate / (32 * len(part))
+        key = round(69 + 12 * np.log2(hertz / 440))
+        assert (row["octave"], row["pitch"]) == (str(key // 12 - 1), prepare.PITCHES[key % 12])
+        heard += 1
+    assert heard > 20
+    with pytest.raises(FileNotFoundError, match="prepare the notes first"):
+        prepare.main(["melodies", "--notes", str(melodies / "nowhere")])
+
+
 def test_refused_sound_fonts(prepare: Any, tmp_path: Path) -> None:
     path, font = tmp_path / "font.sf2", sound_font([("Piano C4", 0, 60)])
     for data, message in ((b"RIFF....WAVE", "is no sound font"), (font[:-60], "cut off"), (font[:40], "cut off")):
@@ -124,9 +159,10 @@ def test_refused_sound_fonts(prepare: Any, tmp_path: Path) -> None:
 
 
 # Some ten seconds: five trainings of some steps.
-def test_sound(notes: Path, learning: Any, tmp_path: Path) -> None:
+def test_sound(notes: Path, melodies: Path, learning: Any, tmp_path: Path) -> None:
     """A row for each seed, of both methods, of each factor; and of log-mel spectra, which tell the pitch of sines."""
-    given = ["sound", "--root", str(notes), "--folder", str(tmp_path / "runs"), "--steps", "4", "--batch_size", "8"]
+    given = ["sound", "--root", str(notes), "--melodies", str(melodies), "--folder", str(tmp_path / "runs")]
+    given += ["--steps", "4", "--batch_size", "8"]
     learning.main([*given, "--seeds", "0", "1", "--set", "num_layers=2"])
     learning.main([*given, "--last"])
     for sees in ("hidden", "masked"):
@@ -180,7 +216,10 @@ def test_text(prepare: Any, learning: Any, tmp_path: Path) -> None:
     for method in ("Data2Vec", "Data2Vec2"):
         learning.main([*given, "--method", method, *OPTIONS[: 2 if method == "Data2Vec" else None]])
     learning.main([*given, "--method", "classic"])
-    rows = rows_of(tmp_path / "results.csv")
+    learning.main([*given, "--places", *OPTIONS[:2]])
+    *rows, placed = rows_of(tmp_path / "results.csv")
+    assert placed["places"] == "True"
+    assert 0 <= float(placed["place"]) <= 1
     assert float(rows[-1]["linear/label"]) == 1.0
     assert all(0 <= float(row["knn/label, untrained"]) <= 1 for row in rows[:-1])
 

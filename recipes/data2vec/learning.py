@@ -2,16 +2,18 @@
 
     apt install fluid-soundfont-gm fortunes fortunes-min dataset-fashion-mnist
     python recipes/data2vec/prepare.py notes
+    python recipes/data2vec/prepare.py melodies
     python recipes/data2vec/prepare.py words
     python recipes/data2vec/learning.py sound --method Data2Vec2 --seconds 1200 --seeds 0 1 2
 
-It trains a small encoder for each seed, reads the labels of held-out data off the frozen features' means (a logistic
-regression, and the five nearest neighbours), of the encoder before and after training, prints it, and adds a row to
-`results.csv`. `--method classic` reads them off what needs no training: statistics of a log-mel spectrogram, TF-IDF of
-words, pixels.
+It trains a small encoder for each seed, reads the labels of held-out data off the frozen features (the mean tokens
+after each of its four blocks, side by side) by a logistic regression and the five nearest neighbours, before and after
+training, prints it, and adds a row to `results.csv`. `--method classic` reads them off what needs no training:
+statistics of a log-mel spectrogram, TF-IDF of words, pixels.
 
 One factor at a time: `--last` has the last layer as target and not the mean of several, `--teacher_sees hidden` builds
-targets of hidden tokens from the hidden ones alone, and `--teacher_sees masked` from what the student sees.
+targets of hidden tokens from the hidden ones alone, and `--teacher_sees masked` from what the student sees. `--places`
+gives words embeddings of their places, as published, and not attention by distance.
 `--set lr=3e-3` gives the method another option. Needs the extras `audio`, `text` and `series`.
 """
 
@@ -22,6 +24,7 @@ import copy
 import csv
 import itertools
 import json
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -48,34 +51,29 @@ from jepa_lightning.step import Tokens
 METHODS = {"Data2Vec": Data2Vec, "Data2Vec2": Data2Vec2, "IJEPA": IJEPA}
 SIZES = {"embed_dim": 96, "depth": 4, "num_heads": 4}
 FRONT = [[64, 40, 20], [64, 8, 4], [64, 4, 4]]  # at 16 kHz a token every 20 ms, as published
-WORDS: dict[str, Any] = {"max_tokens": 128}
+WORDS: dict[str, Any] = {"max_tokens": 64}
 LABELS = {"images": ("label",), "sound": ("family", "octave", "pitch"), "text": ("label",)}
 
-# What each method has besides, of each kind of data: the published norms and losses, and what small data need. Without
-# decorrelation sounds collapse to where a token is in them; its weight goes with a loss that is ten times the mean
-# squared error.
-DECORRELATED = {"regularizers": {"decorrelation": {"weight": 0.3, "source": "context"}}}
+# What each method has besides, of each kind of data: the published norms and losses, and what small data need.
 SEQUENCES = {"num_layers": 3, "target_norm": False, "mlp_targets": True, "momentum_steps": None}
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "Data2Vec": {
         "images": {"num_layers": 3, "mask_length": 4, "momentum": (0.99, 0.999)},
         "sound": SEQUENCES
-        | DECORRELATED
         | {"layer_norm": "instance", "beta": 0.0, "mask_ratio": 0.49, "mask_length": 10}
-        | {"momentum": (0.99, 0.999)},
+        | {"momentum": (0.999, 0.9999)},
         "text": SEQUENCES
         | {"layer_norm": "layer", "beta": 4.0, "loss_scale": 1.0, "head_layers": 2}
-        | {"mask_ratio": 0.3, "mask_length": 4, "momentum": (0.99, 0.999)},
+        | {"mask_ratio": 0.3, "mask_length": 1, "momentum": (0.999, 0.9999)},
     },
     "Data2Vec2": {
         "images": {"num_masks": 4, "mask_ratio": 0.6, "mask_length": 2, "num_layers": 3}
         | {"predictor_embed_dim": 96, "predictor_depth": 3}
         | {"momentum": (0.99, 0.999), "momentum_steps": None},
         "sound": SEQUENCES
-        | DECORRELATED
         | {"num_masks": 4, "mask_ratio": 0.39, "mask_length": 5, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "predictor_embed_dim": 96, "predictor_depth": 3, "predictor_kernel_size": 7}
-        | {"momentum": (0.99, 0.999)},
+        | {"momentum": (0.999, 0.9999)},
         "text": SEQUENCES
         | {"num_masks": 4, "mask_ratio": 0.48, "mask_length": 1, "cls_weight": 0.0}
         | {"ema_tokenizer": False, "loss_scale": 1.0, "head_layers": 2, "predictor_residual": False}
@@ -98,16 +96,17 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
 # --- Data and networks -----------------------------------------------------------------------------------------------
 
 
-def open_data(options: argparse.Namespace) -> Any:
-    """The data, in the batches that training has."""
+def open_data(options: argparse.Namespace, melodies: bool = False) -> Any:
+    """The data, in the batches that training has; of sounds, notes or melodies."""
     if options.data == "images":
         root = str(options.root or "data")
         data: Any = ImageDataModule(
             "FashionMNIST", root, batch_size=options.batch_size or 64, num_workers=0, crop_scale=None
         )
     elif options.data == "sound":
-        # A second of each note at a time.
-        root, size = str(options.root or "data/notes"), options.batch_size or 32
+        # A second of each sound at a time.
+        root = str(options.melodies if melodies else options.root or "data/notes")
+        size = options.batch_size or 16
         data = WaveformDataModule(root, "csv", max_seconds=1.0, batch_size=size, num_workers=0)
     else:
         root, size = str(options.root or "/usr/share/games/fortunes"), options.batch_size or 32
@@ -128,7 +127,7 @@ def encoder_of(options: argparse.Namespace, data: Any) -> dict[str, Any] | None:
     if options.data == "text":
         words = data.tokenizer
         sizes = SIZES | {"vocab_size": words.vocab_size, "max_length": WORDS["max_tokens"], "pad_word": words.pad}
-        sizes |= {"mask_word": words.mask if masks else None}
+        sizes |= {"mask_word": words.mask if masks else None, "alibi": not options.places}
         return {"class_path": "jepa_lightning.networks.WordTransformer", "init_args": sizes}
     if masks:  # without scaled layers, which start too small for few steps
         sizes = SIZES | {"image_size": [28, 28], "patch_size": [7, 7], "in_channels": 1, "layer_scale": None}
@@ -204,6 +203,7 @@ def fit(module: JEPA, data: Any, steps: int) -> dict[str, float]:
     began = time.process_time()
     trainer.fit(module, train_dataloaders=data.train_dataloader())
     names = {"train/loss": "loss", "train/constant_loss": "constant_loss", "collapse/target/rankme": "rankme"}
+    names |= {"collapse/target/token_place": "place"}
     names |= {f"collapse/prediction/{name}": name for name in ("deviation", "target_deviation")}
     readings = {name: float(trainer.callback_metrics[key]) for key, name in names.items()}
     return {"steps": steps, "seconds": round(time.process_time() - began, 1), **readings}
@@ -234,13 +234,20 @@ def once(data: Any, role: str, limit: int) -> Iterator[Any]:
 
 @torch.no_grad()
 def encoded(module: JEPA, data: Any, names: Sequence[str], limit: int) -> list[Part]:
-    """The mean tokens of training and held-out data, without what is filled up."""
+    """The mean tokens after each block, side by side, of training and held-out data, without what is filled up.
+
+    Of data2vec they are the student's, which the papers train on with labels; of I-JEPA the target encoder's.
+    """
     module.eval()
+    encoder: Any = module.context_encoder if isinstance(module, Data2Vec) else module.target_encoder
     parts = []
     for role in ("train", "val"):
         features, labels = [], {name: [] for name in names}  # type: ignore[var-annotated]
         for batch in once(data, role, limit):
-            features.append(module.features(batch).pooled().float())
+            (observation,), valid = module.observations(batch), module.valid(batch)
+            tokens, grid = encoder.tokens(observation), encoder.grid_of(observation)
+            blocks = encoder.layers(tokens, range(encoder.depth), valid=valid, grid=grid)
+            features.append(torch.cat([Tokens(block, valid).pooled() for block in blocks], 1))
             for name, label in batches.labels(batch, module.reads).items():
                 if name in labels:
                     labels[name].append(label)
@@ -318,15 +325,16 @@ def classic(options: argparse.Namespace, data: Any) -> list[Part]:
 def run(options: argparse.Namespace, data: Any, seed: int) -> dict[str, Any]:
     """The row of a seed."""
     pl.seed_everything(seed, verbose=False)
-    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees")}
+    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees", "places")}
     row |= {"set": json.dumps(options.set) if options.set else "", "seed": seed}
     names = LABELS[options.data]
     if options.method == "classic":
         return row | probes(*classic(options, data), seed)
     module = build(options, data)
     before = probes(*encoded(module, data, names, options.samples), seed)
-    steps = options.steps or steps_in(module, data, options.seconds)
-    row |= fit(module, data, steps)
+    learnt = open_data(options, melodies=True) if options.data == "sound" else data
+    steps = options.steps or steps_in(module, learnt, options.seconds)
+    row |= fit(module, learnt, steps)
     after = probes(*encoded(module, data, names, options.samples), seed)
     return row | {
         key: value for name in after for key, value in ((name, after[name]), (f"{name}, untrained", before[name]))
@@ -364,20 +372,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--last", action="store_true", help="the last layer as target (K = 1)")
     parser.add_argument("--teacher_sees", choices=["all", "hidden", "masked"], default="all")
+    parser.add_argument("--places", action="store_true", help="words have embeddings of places, as published")
     parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of the method, name=value")
     parser.add_argument("--batch_size", type=int, help="64 of images, 32 of others without")
     parser.add_argument("--samples", type=int, default=10_000, help="of each part, that probes read at most")
-    parser.add_argument("--root", type=Path, help="of sounds or texts")
+    parser.add_argument("--root", type=Path, help="of notes or texts")
+    parser.add_argument("--melodies", type=Path, default=Path("data/melodies"), help="that are learnt from")
     parser.add_argument("--words", type=Path, default=Path("data/words"), help="the tokenizer of texts")
     parser.add_argument("--folder", type=Path, default=Path("runs/data2vec"))
     options = parser.parse_args(arguments)
     options.set = dict(options.set)
     if options.data not in SMALL.get(options.method, LABELS):
         parser.error(f"{options.method} is for images, not for {options.data}")
+    if options.places and options.data != "text":
+        parser.error(f"--places is for text, not for {options.data}")
     if options.teacher_sees != "all" and options.method != "Data2Vec":
         parser.error(f"--teacher_sees {options.teacher_sees} is for Data2Vec, not for {options.method}")
     options.folder.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore", module="sklearn")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = open_data(options)
     for seed in options.seeds:
         row = run(options, data, seed)

@@ -7,6 +7,11 @@ writes the recorded notes of the sound font FluidR3 (MIT licence) to `data/notes
 `val.csv`: of each note the `family` of its instrument, its `octave` and its `pitch` class. Left and right channel of a
 recording are on the same side of the split.
 
+    python recipes/data2vec/prepare.py melodies
+
+writes to `data/melodies` what is pretrained on: two seconds of such notes each, one after another, at random, with the
+same labels of each stretch; those in `val.csv` of held-out notes.
+
     apt install fortunes fortunes-min
     python recipes/data2vec/prepare.py words
 
@@ -189,6 +194,50 @@ def write_notes(options: argparse.Namespace) -> None:
         write_list(options.folder / f"{role}.csv", own)
 
 
+def write_melodies(options: argparse.Namespace) -> None:
+    """Write files of several notes, and the lists that say which sounds when.
+
+    Raises:
+        FileNotFoundError: without the notes.
+    """
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    (options.folder / "wav").mkdir(parents=True, exist_ok=True)
+    for role, number in {"train": options.number, "val": options.number // 10}.items():
+        known = read_list(options.notes / f"{role}.csv")
+        waves = []
+        for note in known:
+            wave, rate = soundfile.read(options.notes / note.pop("file"), dtype="float32")
+            waves.append(0.5 * wave / max(np.abs(wave).max(), 1e-6))
+        rows, longest = [], round(options.seconds * rate)
+        for name in (f"{role}{melody:05}.wav" for melody in range(number)):
+            parts, at = [], 0
+            while at < longest:
+                chosen = rng.integers(len(waves))
+                length = min(round(rng.uniform(0.2, 0.8) * rate), longest - at)
+                part = waves[chosen][:length] * rng.uniform(0.5, 1.0)
+                rows.append(
+                    {"file": f"wav/{name}", "start": at / rate, "end": (at + len(part)) / rate, **known[chosen]}
+                )
+                parts.append(part)
+                at += len(part)
+            soundfile.write(options.folder / "wav" / name, np.concatenate(parts), rate, subtype="PCM_16")
+        write_list(options.folder / f"{role}.csv", rows)
+
+
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """The rows of a list of notes.
+
+    Raises:
+        FileNotFoundError: without it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path.absolute()}: prepare the notes first")
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 # --- Words of texts --------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +354,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of_notes.add_argument("--seconds", type=float, default=2.0, help="of a note, from its start, at most")
     of_notes.add_argument("--val_share", type=float, default=0.25, help="of the recordings")
     of_notes.set_defaults(write=write_notes)
+    of_melodies = kinds.add_parser("melodies")
+    of_melodies.add_argument("--notes", type=Path, default=Path("data/notes"))
+    of_melodies.add_argument("--folder", type=Path, default=Path("data/melodies"))
+    of_melodies.add_argument("--number", type=int, default=3000, help="of melodies to learn from")
+    of_melodies.add_argument("--seconds", type=float, default=2.0, help="of a melody")
+    of_melodies.set_defaults(write=write_melodies)
     of_words = kinds.add_parser("words")
     of_words.add_argument("--root", type=Path, default=Path("/usr/share/games/fortunes"))
     of_words.add_argument("--folder", type=Path, default=Path("data/words"))

@@ -35,6 +35,10 @@ LAYOUT = {
         "cosine between images: 1 is a collapse": ["Multiline", ["collapse/.*/cosine$"]],
         "standard deviation across images: 0 is a collapse": ["Multiline", ["collapse/.*/std$"]],
         "rank across the tokens of an image": ["Multiline", ["collapse/.*/token_rankme"]],
+        "share of the target that the place of a token tells: 1 is a collapse": [
+            "Multiline",
+            ["collapse/target.*/token_place"],
+        ],
     },
     "How is it driven?": {
         "learning rate": ["Multiline", ["lr-[^-]*$"]],

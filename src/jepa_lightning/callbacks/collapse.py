@@ -19,6 +19,7 @@ from jepa_lightning.callbacks.readings import (
     deviations,
     draw_spectra,
     mean_target,
+    place_share,
 )
 from jepa_lightning.callbacks.teacher import relative_distance, students_and_teachers
 from jepa_lightning.clock import clock
@@ -45,7 +46,8 @@ class CollapseMonitor(RememberingCallback):
       `largest_eigenvalue` and `smallest_eigenvalue`: of the pooled embedding of an image, across the images of the last
       `every_n_steps` steps (see `jepa_lightning.metrics`);
     - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step,
-      where an image has several.
+      where an image has several;
+    - `token_place`, of the target: the share of its tokens' variance that their place alone explains, 0 to 1.
 
     An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Further:
 
@@ -149,6 +151,9 @@ class CollapseMonitor(RememberingCallback):
             self._metrics[name].reset()
             for of_tokens, value in across_tokens(tokens).items():
                 pl_module.log(f"collapse/{name}/token_{of_tokens}", value, sync_dist=True)
+            # Others may be of some tokens of each image only, and then the same place in a row is not the same in all.
+            if is_target(name) and tokens.values.shape[1] > 1:
+                pl_module.log(f"collapse/{name}/token_place", place_share(tokens), sync_dist=True)
         constant, low = {}, ""
         for name, each in latents.predictions.items():
             mean = mean_target(each, trainer).to(each.target.dtype)
@@ -162,7 +167,7 @@ class CollapseMonitor(RememberingCallback):
         pl_module.log("train/constant_loss", energy, sync_dist=True)
         if pairs := students_and_teachers(pl_module):
             pl_module.log("collapse/target/student_distance", relative_distance(pairs))
-        targets = [name for name in latents.embeddings if name.split("/")[0] == "target"]
+        targets = [name for name in latents.embeddings if is_target(name)]
         ranks = {name: float(readings[f"collapse/{name}/rankme"]) for name in targets or latents.embeddings}
         cosines = [float(readings[f"collapse/{branch(name)}/cosine"]) for name in latents.predictions]
         self._mind(trainer, ranks, max(cosines), low)
@@ -232,6 +237,11 @@ class CollapseMonitor(RememberingCallback):
             raise CollapseError(message)
         rank_zero_warn(message)
         trainer.should_stop = trainer.should_stop or self.on_collapse == "stop"
+
+
+def is_target(embedding: str) -> bool:
+    """Whether an embedding is the target, or a part of it."""
+    return embedding.split("/")[0] == "target"
 
 
 def branch(prediction: str) -> str:

@@ -55,6 +55,22 @@ def across_tokens(tokens: Tokens) -> dict[str, Tensor]:
     return {name: torch.cat([function(each) for each in sums]).mean() for name, function in functions.items() if sums}
 
 
+def place_share(tokens: Tokens) -> Tensor:
+    """The share of the variance of tokens that their place alone explains, over the observations of a step.
+
+    Adjusted for how few observations there are: of tokens that know nothing of their places it is 0, give or take what
+    is left to chance, and of those that are a function of it 1. Of a single observation it is 0.
+    """
+    values, (size, count) = tokens.values.float(), tokens.values.shape[:2]
+    there = values.new_ones(size, count, 1) if tokens.valid is None else tokens.valid.unsqueeze(-1).float()
+    of_place, total = there.sum(0), there.sum()
+    mean = (values * there).sum((0, 1)) / total
+    means = (values * there).sum(0) / of_place.clamp(min=1)
+    within = ((values - means).square() * there).sum() / (total - (of_place > 0).sum())
+    around = ((values - mean).square() * there).sum() / (total - 1)
+    return (1 - within / around).nan_to_num(0.0, 0.0, 0.0)
+
+
 def mean_target(each: Prediction, trainer: pl.Trainer) -> Tensor:
     """The mean target `[D]` over the batch of all processes: that of less is closer to each of its targets."""
     return mean_over_ranks(each.target.float(), each.weight, trainer)

@@ -1,10 +1,11 @@
-"""The encoder of text: embedded words with learned positions, and post-norm blocks."""
+"""The encoder of text: embedded words, with learned positions or by their distances, and post-norm blocks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from jepa_lightning.networks.attention_bias import Alibi
 from jepa_lightning.networks.tokens import check_sizes
 from jepa_lightning.networks.transformer import Transformer
 
@@ -19,6 +20,7 @@ class WordEmbed(nn.Module):
         mask_word: the number of the word that stands for words that are hidden, if any are.
         pad_word: the number of the word that fills up short texts, if there is one: its embedding, that of its place
             included, is zero before the norm.
+        places: whether there are embeddings of places; those of words stand alone without.
         eps: epsilon of the norm.
 
     Raises:
@@ -37,6 +39,7 @@ class WordEmbed(nn.Module):
         max_length: int,
         mask_word: int | None = None,
         pad_word: int | None = None,
+        places: bool = True,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -44,15 +47,16 @@ class WordEmbed(nn.Module):
         for name, word in {"mask_word": mask_word, "pad_word": pad_word}.items():
             if word is not None and not 0 <= word < vocab_size:
                 raise ValueError(f"{name}={word} is none of the {vocab_size} words, 0 to {vocab_size - 1}")
-        self.embed_dim, self.mask_word, self.pad_word = embed_dim, mask_word, pad_word
+        self.embed_dim, self.max_length, self.mask_word, self.pad_word = embed_dim, max_length, mask_word, pad_word
         self.words = nn.Embedding(vocab_size, embed_dim, padding_idx=pad_word)
-        self.places = nn.Embedding(max_length, embed_dim)
+        self.places = nn.Embedding(max_length, embed_dim) if places else None
         self.norm = nn.LayerNorm(embed_dim, eps=eps)
 
     def init_weights(self) -> None:
         """Draw the weights anew."""
-        for table in (self.words, self.places):
-            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.words.weight, std=0.02)
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=0.02)
         if self.pad_word is not None:
             with torch.no_grad():
                 self.words.weight[self.pad_word].zero_()
@@ -63,7 +67,7 @@ class WordEmbed(nn.Module):
         Raises:
             ValueError: what are no numbers of words, or too many of them.
         """
-        longest = self.places.num_embeddings
+        longest = self.max_length
         if x.ndim != 2 or x.is_floating_point() or not 0 < x.shape[1] <= longest:
             raise ValueError(
                 f"expected texts [B, L] of whole numbers, of at most {longest} words, got {x.dtype} {list(x.shape)}: "
@@ -79,7 +83,7 @@ class WordEmbed(nn.Module):
         """
         (length,) = self.grid_of(x)
         try:
-            tokens = self.words(x) + self.places.weight[:length]
+            tokens = self._placed(self.words(x), length)
         except IndexError as error:  # which a GPU does not tell
             raise ValueError(
                 f"words are numbers from 0 to {self.words.num_embeddings - 1}, got {int(x.min())} to {int(x.max())}: "
@@ -101,8 +105,11 @@ class WordEmbed(nn.Module):
         """
         if self.mask_word is None:
             raise ValueError("this WordEmbed has no mask word: build it with mask_word, the number of one")
-        masks = self.norm(self.words.weight[self.mask_word] + self.places.weight[: tokens.shape[1]])
+        masks = self.norm(self._placed(self.words.weight[self.mask_word], tokens.shape[1]))
         return torch.where(hidden.unsqueeze(-1), masks.to(tokens.dtype), tokens)
+
+    def _placed(self, words: Tensor, length: int) -> Tensor:
+        return words if self.places is None else words + self.places.weight[:length]
 
 
 class WordTransformer(Transformer):
@@ -117,6 +124,9 @@ class WordTransformer(Transformer):
         mlp_ratio: width of the MLPs over `embed_dim`.
         mask_word: the number of the word that stands for hidden words, as in data2vec 1 (see `WordEmbed`).
         pad_word: the number of the word that fills up short texts, if there is one.
+        alibi: whether a bias of attention grows with the distance, and there are no embeddings of places, as of waves
+            in data2vec 2.0 (see `Alibi`); not published of words. Small encoders learn more so: otherwise what they
+            predict comes to be places (`recipes/data2vec/README.md`).
         eps: epsilon of the norms.
 
     Raises:
@@ -139,10 +149,14 @@ class WordTransformer(Transformer):
         mlp_ratio: float = 4.0,
         mask_word: int | None = None,
         pad_word: int | None = None,
+        alibi: bool = False,
         eps: float = 1e-5,
     ) -> None:
-        tokenizer = WordEmbed(vocab_size, embed_dim, max_length, mask_word, pad_word, eps)
-        super().__init__(tokenizer, (max_length,), depth, num_heads, mlp_ratio, "none", norm_first=False, eps=eps)
+        tokenizer = WordEmbed(vocab_size, embed_dim, max_length, mask_word, pad_word, not alibi, eps)
+        bias = Alibi(num_heads) if alibi else None
+        super().__init__(
+            tokenizer, (max_length,), depth, num_heads, mlp_ratio, "none", norm_first=False, eps=eps, bias=bias
+        )
         self.vocab_size, self.max_length = vocab_size, max_length
         self.norm = nn.Identity()  # which is in the tokenizer
 

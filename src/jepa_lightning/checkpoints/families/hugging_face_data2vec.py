@@ -191,9 +191,18 @@ def _of_vision(config: dict[str, Any], state: StateDict, theirs: StateDict) -> d
     }
 
 
-def _audio(encoder: WaveTransformer) -> dict[str, Any]:
+def check_unbiased(encoder: WaveTransformer | WordTransformer) -> None:
+    """Refuse what transformers have no form for.
+
+    Raises:
+        ValueError: an encoder with a bias of attention.
+    """
     if encoder.bias is not None:
         raise ValueError("transformers' data2vec has no bias of attention (alibi), as encoders of data2vec 2.0 have")
+
+
+def _audio(encoder: WaveTransformer) -> dict[str, Any]:
+    check_unbiased(encoder)
     convolutions: Any = encoder.patch_embed.convolutions
     positions: Any = encoder.conv_positions[0]
     return {
@@ -222,6 +231,7 @@ def _of_audio(config: dict[str, Any], state: StateDict, theirs: StateDict) -> di
 
 def _text(encoder: WordTransformer, state: StateDict) -> dict[str, Any]:
     """There, places have one for padding, behind as many as its number."""
+    check_unbiased(encoder)
     pad = encoder.patch_embed.pad_word
     pad = 1 if pad is None else pad
     places = state["patch_embed.places.weight"]
