@@ -22,13 +22,15 @@ class DMControl(gymnasium.Env[Array, Array]):
     Args:
         domain: of the suite, such as `point_mass`.
         task: of the domain, such as `easy`.
+        control_timestep: seconds that an action lasts, a multiple of the simulator's step; as the domain has it without.
+            The time limit stays, so that an episode has fewer steps the longer actions last.
         observation: `state`, or `pixels`.
         image_size: rows and columns of a frame.
         camera: which one frames are seen by.
         render_mode: `rgb_array` or None. Frames need a renderer of MuJoCo's (`MUJOCO_GL=egl`).
 
     Raises:
-        ValueError: a domain or task that the suite does not have.
+        ValueError: a domain or task that the suite does not have, or a time that is no multiple.
         ImportError: dm_control is not installed.
     """
 
@@ -38,6 +40,7 @@ class DMControl(gymnasium.Env[Array, Array]):
         self,
         domain: str,
         task: str,
+        control_timestep: float | None = None,
         observation: Literal["state", "pixels"] = "state",
         image_size: int = 64,
         camera: int = 0,
@@ -45,6 +48,7 @@ class DMControl(gymnasium.Env[Array, Array]):
     ) -> None:
         try:
             from dm_control import suite
+            from dm_control.rl.control import Environment
         except ImportError as error:
             raise ImportError(
                 "the suite's tasks need dm-control, which is in the extra `control`: "
@@ -57,6 +61,11 @@ class DMControl(gymnasium.Env[Array, Array]):
         if observation not in ("state", "pixels"):
             raise ValueError(f"observation is state or pixels, got {observation!r}")
         self.environment = suite.load(domain, task)
+        if control_timestep is not None:
+            # As an argument of the suite's, it would clash with that of the domains which set one themselves.
+            made = self.environment
+            limit = made._step_limit * made.control_timestep()
+            self.environment = Environment(made.physics, made.task, limit, control_timestep)
         self.observation, self.image_size, self.camera, self.render_mode = observation, image_size, camera, render_mode
         action = self.environment.action_spec()
         low, high = (
