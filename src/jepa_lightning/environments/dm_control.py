@@ -22,12 +22,12 @@ class DMControl(gymnasium.Env[Array, Array]):
     Args:
         domain: of the suite, such as `point_mass`.
         task: of the domain, such as `easy`.
-        control_timestep: seconds that an action lasts, a multiple of the simulator's step; as the domain has it without.
-            The time limit stays, so that an episode has fewer steps the longer actions last.
         observation: `state`, or `pixels`.
         image_size: rows and columns of a frame.
         camera: which one frames are seen by.
         render_mode: `rgb_array` or None. Frames need a renderer of MuJoCo's (`MUJOCO_GL=egl`).
+        control_timestep: seconds that an action lasts, a multiple of the simulator's step; the domain's own without.
+            The time limit stays, so that episodes of longer actions have fewer steps.
 
     Raises:
         ValueError: a domain or task that the suite does not have, or a time that is no multiple.
@@ -40,11 +40,11 @@ class DMControl(gymnasium.Env[Array, Array]):
         self,
         domain: str,
         task: str,
-        control_timestep: float | None = None,
         observation: Literal["state", "pixels"] = "state",
         image_size: int = 64,
         camera: int = 0,
         render_mode: str | None = None,
+        control_timestep: float | None = None,
     ) -> None:
         try:
             from dm_control import suite
