@@ -51,7 +51,7 @@ CORNERS = {
     "bottom_right": (0.15, -0.15),
 }
 RING, SPEED = 0.15, 0.08  # metres, metres a second
-BIAS = 0.4
+BIAS = 0.4  # what biases of encoders' first layers begin within
 OPTIONS: dict[str, Any] = {
     "observation_dim": 4,
     "action_dim": 2,
@@ -241,7 +241,7 @@ class ProcessorTime(pl.Callback):
             trainer.should_stop = not self.minutes
 
 
-def made(row: str, seed: int) -> TDJEPA:
+def made(row: str, seed: int, bias: float) -> TDJEPA:
     """The module of a row.
 
     The encoders' first layers begin with biases: without, as in the official code, their norms take away how far a
@@ -252,7 +252,7 @@ def made(row: str, seed: int) -> TDJEPA:
     for name in ("phi", "psi"):
         encoder = getattr(module, name, None)
         if isinstance(encoder, SphereEncoder):
-            nn.init.uniform_(encoder.net[0].bias, -BIAS, BIAS)
+            nn.init.uniform_(encoder.net[0].bias, -bias, bias)
             getattr(module, f"target_{name}").load_state_dict(encoder.state_dict())
     return module
 
@@ -318,6 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="states that are labelled")
     parser.add_argument("--num_episodes", type=int, default=10, help="that are played for each reward")
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--bias", type=float, default=BIAS, help="bound of encoders' first biases; 0 as published")
     parser.add_argument("--folder", type=Path, default=Path("zero_shot"))
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
@@ -326,9 +327,11 @@ def main(arguments: list[str] | None = None) -> None:
     data, found = recorded(options), dict[str, list[dict[str, float]]]()
     for row in options.rows:
         for seed in options.seeds:
-            module = made(row, seed)
+            module, label = made(row, seed, options.bias), row
+            if options.bias != BIAS:
+                label = f"{row} with biases up to {options.bias:g}"
 
-            def play(minutes: float, updates: int, row: str = row, seed: int = seed, module: TDJEPA = module) -> None:
+            def play(minutes: float, updates: int, row: str = label, seed: int = seed, module: TDJEPA = module) -> None:
                 line = played(module, data, options)
                 found.setdefault(f"{row}, {minutes:g} min", []).append(line)
                 numbers = ", ".join(f"{name} {value:.2f}" for name, value in line.items())
