@@ -254,6 +254,25 @@ def test_the_suite() -> None:
         reward.labels(np.zeros((2, 4)), None, np.zeros((2, 2)))
 
 
+def test_actions_that_last() -> None:
+    """An action of ten of the simulator's steps leads where ten of one do, of a walker's where four do."""
+    pytest.importorskip("dm_control")
+    for options, times, limit in ((SUITE, 10, 100), ({**SUITE, "domain": "walker", "task": "run"}, 4, 250)):
+        often = gymnasium.make(**options).unwrapped
+        seldom = gymnasium.make(**options, control_timestep=times * often.environment.control_timestep()).unwrapped
+        often.reset(seed=5)
+        seldom.reset(seed=5)
+        action = often.action_space.high * 0.7
+        for _ in range(times):
+            there, *_ = often.step(action)
+        there_too, _, _, truncated, _ = seldom.step(action)
+        assert np.allclose(there, there_too, atol=1e-6)
+        assert not truncated
+        assert [seldom.step(action)[3] for _ in range(limit - 1)] == [False] * (limit - 2) + [True]
+    with pytest.raises(ValueError, match="multiple"):
+        gymnasium.make(**SUITE, control_timestep=0.03)
+
+
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     pytest.importorskip("dm_control")

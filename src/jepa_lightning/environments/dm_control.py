@@ -26,9 +26,11 @@ class DMControl(gymnasium.Env[Array, Array]):
         image_size: rows and columns of a frame.
         camera: which one frames are seen by.
         render_mode: `rgb_array` or None. Frames need a renderer of MuJoCo's (`MUJOCO_GL=egl`).
+        control_timestep: seconds that an action lasts, a multiple of the simulator's step; the domain's own without.
+            The time limit stays, so that episodes of longer actions have fewer steps.
 
     Raises:
-        ValueError: a domain or task that the suite does not have.
+        ValueError: a domain or task that the suite does not have, or a time that is no multiple.
         ImportError: dm_control is not installed.
     """
 
@@ -42,9 +44,11 @@ class DMControl(gymnasium.Env[Array, Array]):
         image_size: int = 64,
         camera: int = 0,
         render_mode: str | None = None,
+        control_timestep: float | None = None,
     ) -> None:
         try:
             from dm_control import suite
+            from dm_control.rl.control import Environment
         except ImportError as error:
             raise ImportError(
                 "the suite's tasks need dm-control, which is in the extra `control`: "
@@ -57,6 +61,11 @@ class DMControl(gymnasium.Env[Array, Array]):
         if observation not in ("state", "pixels"):
             raise ValueError(f"observation is state or pixels, got {observation!r}")
         self.environment = suite.load(domain, task)
+        if control_timestep is not None:
+            # As an argument of the suite's, it would clash with that of the domains which set one themselves.
+            made = self.environment
+            limit = made._step_limit * made.control_timestep()
+            self.environment = Environment(made.physics, made.task, limit, control_timestep)
         self.observation, self.image_size, self.camera, self.render_mode = observation, image_size, camera, render_mode
         action = self.environment.action_spec()
         low, high = (
