@@ -511,6 +511,7 @@ def test_an_encoder_of_positions_is_dead_across_images(tmp_path: Path) -> None:
 
 def test_how_much_places_explain() -> None:
     """The adjusted share of variance of a linear regression on places, of those that there are; by scikit-learn."""
+    alone: Any = SimpleNamespace(world_size=1)
     rng = torch.Generator().manual_seed(0)
     values = torch.randn(30, 5, 8, generator=rng) + torch.randn(5, 8, generator=rng)
     valid = torch.rand(30, 5, generator=rng) < 0.7
@@ -523,10 +524,10 @@ def test_how_much_places_explain() -> None:
         plain = 1 - left / ((rows - rows.mean(0)) ** 2).sum()
         number = len(places.unique())
         adjusted = 1 - (1 - plain) * (len(rows) - 1) / (len(rows) - number)
-        assert float(place_share(Tokens(values, there))) == pytest.approx(float(adjusted), rel=1e-4)
-    chance = [float(place_share(Tokens(torch.randn(30, 5, 8, generator=rng)))) for _ in range(50)]
+        assert float(place_share(Tokens(values, there), alone)) == pytest.approx(float(adjusted), rel=1e-4)
+    chance = [float(place_share(Tokens(torch.randn(30, 5, 8, generator=rng)), alone)) for _ in range(50)]
     assert abs(np.mean(chance)) < 0.01
-    assert float(place_share(Tokens(values[:1]))) == 0
+    assert float(place_share(Tokens(values[:1]), alone)) == 0
 
 
 # --- Pictures and speed ----------------------------------------------------------------------------------------------

@@ -389,8 +389,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.teacher_sees != "all" and options.method != "Data2Vec":
         parser.error(f"--teacher_sees {options.teacher_sees} is for Data2Vec, not for {options.method}")
     options.folder.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = open_data(options)
     for seed in options.seeds:
         row = run(options, data, seed)
@@ -400,4 +398,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     main()

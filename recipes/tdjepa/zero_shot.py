@@ -321,8 +321,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bias", type=float, default=BIAS, help="bound of encoders' first biases; 0 as published")
     parser.add_argument("--folder", type=Path, default=Path("zero_shot"))
     options = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     options.folder.mkdir(parents=True, exist_ok=True)
     data, found = recorded(options), dict[str, list[dict[str, float]]]()
     for row in options.rows:
@@ -361,5 +359,7 @@ def keep(path: Path, line: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     main()

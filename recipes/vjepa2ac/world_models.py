@@ -297,8 +297,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/world_models"), help="new for other trainings")
     parser.add_argument("--correlate", action="store_true", help="only read results.csv")
     options = parser.parse_args(arguments)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     options.folder.mkdir(parents=True, exist_ok=True)
     table = options.folder / "results.csv"
     if options.correlate:
@@ -328,4 +326,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
     main()

@@ -153,7 +153,7 @@ class CollapseMonitor(RememberingCallback):
                 pl_module.log(f"collapse/{name}/token_{of_tokens}", value, sync_dist=True)
             # Others may be of some tokens of each image only, and then the same place in a row is not the same in all.
             if is_target(name) and tokens.values.shape[1] > 1:
-                pl_module.log(f"collapse/{name}/token_place", place_share(tokens), sync_dist=True)
+                pl_module.log(f"collapse/{name}/token_place", place_share(tokens, trainer).float())
         constant, low = {}, ""
         for name, each in latents.predictions.items():
             mean = mean_target(each, trainer).to(each.target.dtype)

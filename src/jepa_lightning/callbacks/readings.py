@@ -55,20 +55,27 @@ def across_tokens(tokens: Tokens) -> dict[str, Tensor]:
     return {name: torch.cat([function(each) for each in sums]).mean() for name, function in functions.items() if sums}
 
 
-def place_share(tokens: Tokens) -> Tensor:
-    """The share of the variance of tokens that their place alone explains, over the observations of a step.
+def place_share(tokens: Tokens, trainer: pl.Trainer) -> Tensor:
+    """The share of the variance of tokens that their place alone explains, over the batch of all processes.
 
     Adjusted for how few observations there are: of tokens that know nothing of their places it is 0, give or take what
     is left to chance, and of those that are a function of it 1. Of a single observation it is 0.
     """
-    values, (size, count) = tokens.values.float(), tokens.values.shape[:2]
-    there = values.new_ones(size, count, 1) if tokens.valid is None else tokens.valid.unsqueeze(-1).float()
-    of_place, total = there.sum(0), there.sum()
-    mean = (values * there).sum((0, 1)) / total
-    means = (values * there).sum(0) / of_place.clamp(min=1)
-    within = ((values - means).square() * there).sum() / (total - (of_place > 0).sum())
-    around = ((values - mean).square() * there).sum() / (total - 1)
-    return (1 - within / around).nan_to_num(0.0, 0.0, 0.0)
+    values, (size, count) = tokens.values.double(), tokens.values.shape[:2]
+    there = values.new_ones(size, count, 1) if tokens.valid is None else tokens.valid.unsqueeze(-1).double()
+    of_places = torch.cat([values * there, there], -1).sum(0)
+    squares = (values.square() * there).sum()
+    if trainer.world_size > 1:  # whose longest sequences may differ
+        longest = int(trainer.strategy.reduce(torch.tensor(float(count), device=values.device), reduce_op="max"))
+        padded = F.pad(of_places, (0, 0, 0, longest - count))
+        both = trainer.strategy.reduce(torch.cat([padded.flatten(), squares.unsqueeze(0)]), reduce_op="sum")
+        of_places, squares = both[:-1].view(longest, -1), both[-1]
+    sums, counts = of_places[:, :-1], of_places[:, -1]
+    total = counts.sum()
+    within = squares - (sums.square().sum(1) / counts.clamp(min=1)).sum()
+    around = squares - sums.sum(0).square().sum() / total
+    share = 1 - (within / (total - (counts > 0).sum())) / (around / (total - 1))
+    return share.nan_to_num(0.0, 0.0, 0.0)
 
 
 def mean_target(each: Prediction, trainer: pl.Trainer) -> Tensor:
