@@ -325,7 +325,8 @@ def classic(options: argparse.Namespace, data: Any) -> list[Part]:
 def run(options: argparse.Namespace, data: Any, seed: int) -> dict[str, Any]:
     """The row of a seed."""
     pl.seed_everything(seed, verbose=False)
-    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees", "places")}
+    row = {name: getattr(options, name) for name in ("data", "method", "last", "teacher_sees", "places", "batch_size")}
+    row |= {"melodies": options.melodies if options.data == "sound" else ""}
     row |= {"set": json.dumps(options.set) if options.set else "", "seed": seed}
     names = LABELS[options.data]
     if options.method == "classic":
@@ -374,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher_sees", choices=["all", "hidden", "masked"], default="all")
     parser.add_argument("--places", action="store_true", help="words have embeddings of places, as published")
     parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of the method, name=value")
-    parser.add_argument("--batch_size", type=int, help="64 of images, 32 of others without")
+    parser.add_argument("--batch_size", type=int, help="64 of images, 16 of sounds and 32 of texts without")
     parser.add_argument("--samples", type=int, default=10_000, help="of each part, that probes read at most")
     parser.add_argument("--root", type=Path, help="of notes or texts")
     parser.add_argument("--melodies", type=Path, default=Path("data/melodies"), help="that are learnt from")

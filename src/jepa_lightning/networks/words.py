@@ -125,8 +125,8 @@ class WordTransformer(Transformer):
         mask_word: the number of the word that stands for hidden words, as in data2vec 1 (see `WordEmbed`).
         pad_word: the number of the word that fills up short texts, if there is one.
         alibi: whether a bias of attention grows with the distance, and there are no embeddings of places, as of waves
-            in data2vec 2.0 (see `Alibi`); not published of words. With places, small encoders come to predict little
-            else (`recipes/data2vec/README.md`).
+            in data2vec 2.0 (see `Alibi`); not published of words. With places, most of what small encoders predict
+            comes to be places (`recipes/data2vec/README.md`).
         eps: epsilon of the norms.
 
     Raises:
