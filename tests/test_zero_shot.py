@@ -24,7 +24,8 @@ from jepa_lightning.cli import main
 from jepa_lightning.cli.zero_shot import evaluate_agents
 from jepa_lightning.data.episodes import make_environment, record
 from jepa_lightning.environments import REWARDS, PointMass
-from jepa_lightning.evaluation.zero_shot import Reward, interval, play_reward, table, zero_shot
+from jepa_lightning.evaluation.scores import interval, table
+from jepa_lightning.evaluation.zero_shot import Reward, play_reward, zero_shot
 from jepa_lightning.planning import Agent
 
 Array = np.ndarray[Any, Any]

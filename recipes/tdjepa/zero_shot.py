@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from jepa_lightning import TDJEPA, Teacher, TransitionsDataModule
 from jepa_lightning.callbacks import CollapseMonitor
 from jepa_lightning.data.episodes.record import make_environment, record, write
-from jepa_lightning.evaluation.zero_shot import interval, labelled_states, zero_shot
+from jepa_lightning.evaluation.scores import interval
+from jepa_lightning.evaluation.zero_shot import labelled_states, zero_shot
 from jepa_lightning.networks.policies import SphereEncoder
 from jepa_lightning.planning import Agent
 

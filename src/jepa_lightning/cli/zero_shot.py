@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jepa_lightning.callbacks.episodes import gif
-from jepa_lightning.evaluation.zero_shot import table, write_scores, zero_shot
+from jepa_lightning.evaluation.scores import table, write_scores
+from jepa_lightning.evaluation.zero_shot import zero_shot
 from jepa_lightning.planning.agent import load_agent
 
 

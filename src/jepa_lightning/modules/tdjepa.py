@@ -16,7 +16,7 @@ from jepa_lightning.draws import Rng
 from jepa_lightning.errors import check_choice, check_numbers
 from jepa_lightning.losses import orthonormality, weighted_over_ranks
 from jepa_lightning.losses.distributed import check_batch, gather_samples, num_ranks, sum_over_ranks
-from jepa_lightning.modules.jepa import JEPA
+from jepa_lightning.modules.task_agent import TaskAgent
 from jepa_lightning.modules.training import Teacher
 from jepa_lightning.networks.drq import DrQEncoder, shift_frames
 from jepa_lightning.networks.policies import (
@@ -79,7 +79,7 @@ _LEAST = {
 }
 
 
-class TDJEPA(JEPA):
+class TDJEPA(TaskAgent):
     """Predict the embeddings of all that follows an action if the policy of a task goes on, by temporal differences.
 
     Context: a state's embedding φ. Target: the next state's embedding by another encoder, ψ, and those of all later
@@ -141,7 +141,6 @@ class TDJEPA(JEPA):
     """
 
     reads = ("observation", "action", "next_observation", "terminated")
-    task_moment: Tensor
     target_phi: Any
     target_psi: Any
 
@@ -224,7 +223,7 @@ class TDJEPA(JEPA):
         latents = self.predict(seen, task, drawn)
         terms = self.loss(latents)
         self._descend(predicting, terms["loss"])
-        self._remember(latents)
+        self._remember(latents.embeddings["phi" if self.hparams.symmetric else "psi"].values.squeeze(1))
         terms |= self.actor_loss(seen, task, drawn)
         self._descend(acting, terms["actor_loss"])
         if is_logged(self.trainer):
@@ -353,52 +352,6 @@ class TDJEPA(JEPA):
         """Squared, of each head, `[B, H]`: the sum over the features."""
         return (prediction - target).square().sum(-1)
 
-    # --- Rewards to actions ------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def infer_task(self, observations: Tensor, rewards: Tensor) -> Tensor:
-        """The task `[Z]` of a reward: that of the least squares of ψ to the rewards of some states (section 4.3).
-
-        Args:
-            observations: states `[N, F]`, or frames, that were rewarded, in the model's units.
-            rewards: `[N]`, theirs.
-
-        Raises:
-            ValueError: rewards that are not finite, all zero, or not one for each state.
-        """
-        rewards = rewards.reshape(-1).double().cpu()
-        if len(rewards) != len(observations) or not rewards.isfinite().all():
-            raise ValueError(
-                f"expected {len(observations)} finite rewards, one for each state, got {list(rewards.shape)}"
-            )
-        if not rewards.any():
-            raise ValueError("all rewards are zero, which makes no task: give states of which some are rewarded")
-        psi = torch.cat([self.task_encoder(self._encode(part)) for part in observations.split(1024)])
-        # By singular values, as features may depend on each other.
-        found = torch.linalg.lstsq(psi.double().cpu(), rewards.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        return to_sphere(found.to(psi))
-
-    @torch.no_grad()
-    def infer_goal(self, observation: Tensor) -> Tensor:
-        """The task `[Z]`, or tasks `[B, Z]`, of being in a state `[F]`, or states `[B, F]`, or such frames."""
-        one = observation.ndim == (1 if self.frames is None else 3)
-        found = to_sphere(self._goal(self.task_encoder(self._encode(observation[None] if one else observation))))
-        return found[0] if one else found
-
-    @torch.no_grad()
-    def act(self, observation: Tensor, task: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The policy's actions `[B, A]` in states `[B, F]`, or frames, for a task `[Z]` or one each, `[B, Z]`.
-
-        A Gaussian actor does its mean; one of a flow turns noise `[B, A]` into actions, by default that of torch's
-        generator.
-        """
-        state = self._encode(observation)
-        sees = self.phi(state) if self.hparams.actor_reads_phi else state
-        task = task.expand(len(state), -1)
-        if self.flow is not None and noise is None:
-            noise = torch.randn(len(state), self.hparams.action_dim, device=state.device)
-        return self.actor(sees, task, noise)
-
     # --- What the base wants to know ---------------------------------------------------------------------------------
 
     def latents(self, batch: Any, drawn: Drawn | None = None) -> Latents:
@@ -427,11 +380,6 @@ class TDJEPA(JEPA):
         rate = self.hparams[option.get(network, f"lr_{network}")]
         return float(self.hparams.lr if rate is None else rate)
 
-    @property
-    def task_encoder(self) -> Any:
-        """ψ."""
-        return self.phi if self.hparams.symmetric else self.psi
-
     def _descend(self, optimizer: Any, loss: Tensor) -> None:
         """A step of one optimiser, which needs the gradients of its own parameters only."""
         if num_ranks() == 1:
@@ -443,36 +391,6 @@ class TDJEPA(JEPA):
             self.zero_grad()
             self.manual_backward(loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad))
         optimizer.step()
-
-    @torch.no_grad()
-    def _remember(self, latents: Latents) -> None:
-        """ψ's second moment, slowly; a batch that is not finite leaves no trace."""
-        psi = latents.embeddings["phi" if self.hparams.symmetric else "psi"].values.squeeze(1).float()
-        with torch.autocast(psi.device.type, enabled=False):
-            moment = sum_over_ranks(psi.mT @ psi) / (len(psi) * num_ranks())
-        moved = self.task_moment.lerp(moment, 0.005)
-        self.task_moment.copy_(torch.where(moved.isfinite().all(), moved, self.task_moment))
-
-    def _goal(self, psi: Tensor) -> Tensor:
-        """Tasks of states, before they are brought to the sphere."""
-        if not self.hparams.scale_goals:
-            return psi
-        moment = self.task_moment + 1e-6 * torch.eye(self.task_dim, device=psi.device)
-        with torch.autocast(psi.device.type, enabled=False):
-            return psi.float() @ torch.linalg.inv(moment)
-
-    def _encode(self, observation: Tensor) -> Tensor:
-        """States as φ, ψ and the actor see them: of frames, vectors."""
-        self._check_shapes(observation)
-        return observation.to(self.device).float() if self.frames is None else self.frames(observation.to(self.device))
-
-    def _check_shapes(self, observation: Tensor, action: Tensor | None = None) -> None:
-        given = self.hparams
-        shape = [given.observation_dim] if self.frames is None else list(given.observation_dim)
-        if list(observation.shape[1:]) != shape:
-            raise ValueError(f"expected observations [B, {', '.join(map(str, shape))}], got {list(observation.shape)}")
-        if action is not None and list(action.shape[1:]) != [given.action_dim]:
-            raise ValueError(f"expected actions [B, {given.action_dim}], got {list(action.shape)}")
 
     @classmethod
     def from_official(cls, path: str, **options: Any) -> Self:
