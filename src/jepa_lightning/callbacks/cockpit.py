@@ -31,10 +31,10 @@ LAYOUT = {
         ],
     },
     "Has it collapsed?": {
-        "rank across images (RankMe)": ["Multiline", ["collapse/.*/rankme$"]],
-        "cosine between images: 1 is a collapse": ["Multiline", ["collapse/.*/cosine$"]],
-        "standard deviation across images: 0 is a collapse": ["Multiline", ["collapse/.*/std$"]],
-        "rank across the tokens of an image": ["Multiline", ["collapse/.*/token_rankme"]],
+        "rank across samples (RankMe)": ["Multiline", ["collapse/.*/rankme$"]],
+        "cosine between samples: 1 is a collapse": ["Multiline", ["collapse/.*/cosine$"]],
+        "standard deviation across samples: 0 is a collapse": ["Multiline", ["collapse/.*/std$"]],
+        "rank across the tokens of a sample": ["Multiline", ["collapse/.*/token_rankme"]],
         "share of the target that the place of a token tells: 1 is a collapse": [
             "Multiline",
             ["collapse/target.*/token_place"],
@@ -57,7 +57,7 @@ class Cockpit(RememberingCallback):
     with their labels and, of images and clips, with thumbnails (of a clip, the first frame).
 
     Args:
-        num_embeddings: images in the projector; 0 for none.
+        num_embeddings: samples in the projector; 0 for none.
 
     Raises:
         ValueError: a negative number.
@@ -94,7 +94,7 @@ class Cockpit(RememberingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the embeddings, thumbnails and labels of the first images."""
+        """Keep the embeddings, thumbnails and labels of the first samples."""
         missing = self.num_embeddings - sum(len(embeddings) for embeddings, _, _ in self._kept)
         if missing <= 0 or dataloader_idx:
             return
