@@ -275,6 +275,7 @@ def test_speech(prepare: Any, share: Path, tmp_path: Path, monkeypatch: pytest.M
     (row,) = rows_of(tmp_path / "results.csv")
     for name in ("pretrained", "scratch"):
         assert 0 <= float(row[f"test words, {name}"]) <= 1
+        assert 0 <= float(row[f"test template, {name}"]) <= 1
         assert float(row[f"test letters, {name}"]) >= 0
 
 
@@ -285,13 +286,34 @@ def test_spelling(prepare: Any) -> None:
     class Said(nn.Module):
         embed_dim = 4
 
-    speller = spoken.Speller(Said(), ["ab", "ba", "aab"])
+    speller = spoken.Speller(Said(), ["ab", "ba", "aab"], {0: [0, 1, 2], 1: [0, 2]})
     assert speller.letters == ["a", "b"]
     says = {"ab": [1, 1, 0, 2, 0, 0], "ba": [2, 0, 1, 1, 1, 1], "aab": [1, 0, 1, 2, 2, 0]}
     likely = torch.stack([nn.functional.one_hot(torch.tensor(frames), 3).float() for frames in says.values()])
     speller.forward = lambda batch: ((likely * 8).log_softmax(-1), torch.full((3,), 6))
-    assert spoken.errors(speller, [{"word": torch.tensor([0, 1, 2])}]) == {"letters": 0.0, "words": 0.0}
-    found = spoken.errors(speller, [{"word": torch.tensor([1, 0, 2])}])
+    one = torch.zeros(3, dtype=torch.long)  # language
+    assert spoken.errors(speller, [{"word": torch.tensor([0, 1, 2]), "language": one}]) == {
+        "letters": 0.0,
+        "words": 0.0,
+    }
+    found = spoken.errors(speller, [{"word": torch.tensor([1, 0, 2]), "language": one}])
     assert found == {"letters": pytest.approx(4 / 7), "words": pytest.approx(2 / 3)}
+    other = torch.tensor([1, 1, 1])  # in which the second word is not said
+    assert spoken.errors(speller, [{"word": torch.tensor([0, 0, 2]), "language": other}])["words"] == 0.0
     pairs = (("kitten", "sitting", 3), ("", "abc", 3), ("abc", "", 3), ("flaw", "lawn", 2))
     assert all(spoken.distance(list(map(ord, a)), list(map(ord, b))) == wanted for a, b, wanted in pairs)
+
+
+def test_templates(prepare: Any) -> None:
+    """A sound is the word of the same one said slower, of its own language."""
+    spoken = importlib.import_module("spoken")
+    up, down = torch.tensor([[0.0, 1.0], [1.0, 0.0], [3.0, 1.0]]), torch.tensor([[3.0, 1.0], [1.0, 3.0], [0.0, 1.0]])
+    known = {"sounds": [up, down, down], "word": torch.tensor([0, 1, 2]), "language": torch.tensor([0, 0, 1])}
+    slower = [each.repeat_interleave(torch.tensor([2, 1, 3]), 0) for each in (up, down, up)]
+    asked = {"sounds": slower, "word": torch.tensor([0, 1, 2]), "language": torch.tensor([0, 0, 1])}
+
+    def wrong(asked: Any) -> float:
+        return float(spoken.template_errors(lambda batch: batch["sounds"], [known], [asked]))
+
+    assert wrong(asked) == 0.0
+    assert wrong(asked | {"word": torch.tensor([1, 0, 2])}) == pytest.approx(2 / 3)

@@ -276,15 +276,21 @@ def probes(train: Part, val: Part, seed: int) -> dict[str, float]:
     return found
 
 
-def log_mel(wave: Tensor, valid: Tensor) -> Tensor:
-    """Mean and spread over time of the log power in 64 mel bands of waves of 16 kHz, `[B, 128]`."""
-    window, bands = torch.hann_window(512), 64
-    spectra = torch.stft(wave, 512, 160, window=window, center=False, return_complex=True).abs().square()
-    hertz = torch.linspace(0, 8000, 257)
-    edges = 700 * (torch.expm1(torch.linspace(0, np.log1p(8000 / 700), bands + 2)))
+def log_mel(wave: Tensor, rate: int, bands: int = 64) -> Tensor:
+    """The log power of waves `[B, L]` in mel bands, in windows of 32 ms, one every 10 ms: `[B, bands, T]`."""
+    length, hop = 32 * rate // 1000, rate // 100
+    window = torch.hann_window(length)
+    spectra = torch.stft(wave, length, hop, window=window, center=False, return_complex=True).abs().square()
+    hertz = torch.linspace(0, rate / 2, length // 2 + 1)
+    edges = 700 * (torch.expm1(torch.linspace(0, np.log1p(rate / 2 / 700), bands + 2)))
     up = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     down = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
-    power = torch.log(torch.minimum(up, down).clamp(min=0) @ spectra + 1e-6)
+    return torch.log(torch.minimum(up, down).clamp(min=0) @ spectra + 1e-6)
+
+
+def statistics(wave: Tensor, valid: Tensor) -> Tensor:
+    """Mean and spread over time of the log power in 64 mel bands of waves of 16 kHz, `[B, 128]`."""
+    power = log_mel(wave, 16_000)
     there = valid[:, 256 : 256 + 160 * power.shape[-1] : 160][:, : power.shape[-1]].unsqueeze(1).float()
     there[..., 0] = 1
     count = there.sum(-1)
@@ -303,7 +309,7 @@ def classic(options: argparse.Namespace, data: Any) -> list[Part]:
                 rows = zip(batch["words"], batch["valid"], strict=True)
                 features += ["".join(data.pieces(words[there])) for words, there in rows]
             elif options.data == "sound":
-                features.append(log_mel(batch["wave"].squeeze(-1), batch["valid"]))
+                features.append(statistics(batch["wave"].squeeze(-1), batch["valid"]))
             else:
                 features.append(batch[0].flatten(1))
             by_name = batch if isinstance(batch, dict) else {"label": batch[1]}

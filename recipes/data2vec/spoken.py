@@ -7,9 +7,14 @@ For each seed it pretrains a small `WaveTransformer` on 400 minutes of speech, a
 spell what is said (connectionist temporal classification), beside the same network from scratch, both for
 `--fine_tuning` processor seconds. A row of `results.csv` has the error rates on two speakers who are in no other list:
 `letters`, the edit distance to what is said over its letters, of the most likely letter of each frame; and `words`, the
-share of sounds for which another of the words is more likely. Needs the extra `audio`.
+share of sounds for which another word of the language is more likely.
 
-Source: wav2vec 2.0 (arXiv 2006.11477), section 3.3, for the fine-tuning; CTC: Graves et al. (ICML 2006).
+Nothing is fitted for `template`: a sound is the word of that sound of its language, of those to learn from, whose
+frames are nearest when time is warped. Frames are those of the encoder, all blocks side by side, pretrained or not, or
+`mel`, cepstra of a log-mel spectrogram. Needs the extras `audio` and `series`.
+
+Source: wav2vec 2.0 (arXiv 2006.11477), section 3.3, for the fine-tuning; CTC: Graves et al. (ICML 2006); templates:
+Sakoe and Chiba (IEEE Transactions on Acoustics, Speech, and Signal Processing, 1978).
 """
 
 from __future__ import annotations
@@ -19,20 +24,22 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from learning import METHODS, SIZES, SMALL, add_row, assignment, fit, steps_in
+from aeon.distances import dtw_pairwise_distance
+from learning import METHODS, SIZES, SMALL, add_row, assignment, fit, log_mel, steps_in
 from torch import Tensor, nn
 
 from jepa_lightning import WaveformDataModule
 from jepa_lightning.modules.jepa import JEPA
 from jepa_lightning.schedules import warmup_cosine
 
+Frames = Callable[[dict[str, Any]], list[Tensor]]  # of a batch, those of each sound, `[N, D]`
 RATE = 8000  # that of most of the sounds
 FRONT = [[32, 10, 5], [64, 8, 4], [64, 4, 4], [64, 2, 2]]  # a token every 20 ms
 BLANK = 0
@@ -59,17 +66,21 @@ def build(options: argparse.Namespace) -> JEPA:
     return module
 
 
+# --- Spelling --------------------------------------------------------------------------------------------------------
+
+
 class Speller(nn.Module):
     """An encoder, and of each of its tokens how likely each letter is.
 
     Args:
         encoder: a `WaveTransformer`.
         words: those that are said in training, by the number of their class.
+        languages: of each language, by its class, the classes of its words.
     """
 
-    def __init__(self, encoder: Any, words: Sequence[str]) -> None:
+    def __init__(self, encoder: Any, words: Sequence[str], languages: dict[int, list[int]]) -> None:
         super().__init__()
-        self.encoder, self.words = encoder, list(words)
+        self.encoder, self.languages = encoder, languages
         self.letters = sorted(set("".join(words)))
         self.head = nn.Linear(encoder.embed_dim, 1 + len(self.letters))
         number = {letter: place for place, letter in enumerate(self.letters, 1)}
@@ -77,8 +88,7 @@ class Speller(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Logarithms of probabilities `[B, N, letters]`, and how many tokens there are of each sound, `[B]`."""
-        valid = self.encoder.patch_embed.valid(batch["valid"])
-        wave = batch["wave"].masked_fill(~batch["valid"].unsqueeze(-1), 0.0)
+        wave, valid = heard(self.encoder, batch)
         logits = self.head(self.encoder(wave, valid=valid))
         return F.log_softmax(logits, -1), valid.sum(1)
 
@@ -87,6 +97,11 @@ class Speller(nn.Module):
         spelled = [self.spelled[word] for word in words]
         sizes = torch.tensor([len(each) for each in spelled])
         return F.ctc_loss(likely.transpose(0, 1), torch.cat(spelled), lengths, sizes, BLANK, reduction="none")
+
+
+def heard(encoder: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Waves, zero where they have ended, and which tokens there are."""
+    return batch["wave"].masked_fill(~batch["valid"].unsqueeze(-1), 0.0), encoder.patch_embed.valid(batch["valid"])
 
 
 def endless(data: WaveformDataModule) -> Iterator[dict[str, Any]]:
@@ -135,15 +150,66 @@ def errors(speller: Speller, loader: Any) -> dict[str, float]:
     wrong = letters = missed = count = 0
     for batch in loader:
         likely, lengths = speller(batch)
-        for row, length, word in zip(likely, lengths.tolist(), batch["word"].tolist(), strict=True):
+        said_in = zip(batch["word"].tolist(), batch["language"].tolist(), strict=True)
+        for row, length, (word, language) in zip(likely, lengths.tolist(), said_in, strict=True):
             best = torch.unique_consecutive(row[:length].argmax(-1))
             said = speller.spelled[word].tolist()
             wrong += distance(best[best != BLANK].tolist(), said)
-            several = row.expand(len(speller.words), -1, -1)
-            scores = speller.losses(several, torch.full((len(several),), length), range(len(several)))
-            missed += int(scores.argmin()) != word
+            others = speller.languages[language]
+            several = row.expand(len(others), -1, -1)
+            scores = speller.losses(several, torch.full((len(several),), length), others)
+            missed += others[int(scores.argmin())] != word
             letters, count = letters + len(said), count + 1
     return {"letters": wrong / letters, "words": missed / count}
+
+
+# --- Templates -------------------------------------------------------------------------------------------------------
+
+
+def of_encoder(encoder: Any) -> Frames:
+    """The tokens after each block, side by side."""
+
+    @torch.no_grad()
+    def frames(batch: dict[str, Any]) -> list[Tensor]:
+        wave, valid = heard(encoder.eval(), batch)
+        tokens, grid = encoder.tokens(wave), encoder.grid_of(wave)
+        values = torch.cat(encoder.layers(tokens, range(encoder.depth), valid=valid, grid=grid), -1)
+        return [value[there] for value, there in zip(values, valid, strict=True)]
+
+    return frames
+
+
+def cepstra(batch: dict[str, Any]) -> list[Tensor]:
+    """The first twelve of 40 mel bands, but for the loudness, every 10 ms."""
+    order, band = torch.arange(1, 13).unsqueeze(1), torch.arange(40)
+    cosines = torch.cos(torch.pi / 40 * order * (band + 0.5))
+    waves = zip(batch["wave"].squeeze(-1), batch["valid"], strict=True)
+    return [(cosines @ log_mel(wave[there][None], RATE, 40)[0]).T for wave, there in waves]
+
+
+def template_errors(frames: Frames, known: Any, asked: Any) -> float:
+    """The share of sounds for which the nearest known one of their language says another word."""
+    parts = []
+    for loader in (known, asked):
+        sounds, words, languages = [], [], []
+        for batch in loader:
+            for each in frames(batch):  # each number alike over the sound, and each frame of the same length
+                scaled = (each - each.mean(0)) / (each.std(0) + 1e-5)
+                sounds.append(F.normalize(scaled, dim=-1).T.double().numpy())
+            words += batch["word"].tolist()
+            languages += batch["language"].tolist()
+        parts.append((sounds, words, languages))
+    (templates, said, tongues), (sounds, words, languages) = parts
+    wrong = 0
+    for sound, word, language in zip(sounds, words, languages, strict=True):
+        own = [number for number, each in enumerate(tongues) if each == language]
+        far = dtw_pairwise_distance([sound], [templates[number] for number in own])[0]
+        far /= [sound.shape[1] + templates[number].shape[1] for number in own]
+        wrong += said[own[int(far.argmin())]] != word
+    return wrong / len(sounds)
+
+
+# --- The runs --------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -160,9 +226,18 @@ def run(
         "seed": seed,
     }
     row |= fit(module, speech, steps)
+    languages: dict[int, set[int]] = {}
+    for batch in spoken.train_dataloader():
+        for word, language in zip(batch["word"].tolist(), batch["language"].tolist(), strict=True):
+            languages.setdefault(language, set()).add(word)
+    several = {"mel": cepstra, "pretrained": of_encoder(module.context_encoder), "scratch": of_encoder(scratch)}
+    for name, frames in several.items():
+        wrong = template_errors(frames, spoken.train_dataloader(), spoken.test_dataloader())
+        row |= {f"test template, {name}": wrong}
     for name, encoder in (("pretrained", module.context_encoder), ("scratch", scratch)):
         torch.manual_seed(seed)
-        speller = Speller(encoder, spoken.classes["word"])
+        words = {language: sorted(found) for language, found in languages.items()}
+        speller = Speller(encoder, spoken.classes["word"], words)
         row |= {f"{key}, {name}": value for key, value in train(speller, spoken, options).items()}
         for role, loader in (("val", spoken.val_dataloader()), ("test", spoken.test_dataloader())):
             row |= {f"{role} {key}, {name}": value for key, value in errors(speller, loader).items()}

@@ -1,4 +1,4 @@
-"""Whether the embeddings still tell images, and the tokens of an image, apart."""
+"""Whether the embeddings still tell samples, and the tokens of a sample, apart."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jepa_lightning.metrics import Moments, eigenvalues
 from jepa_lightning.step import Latents
 
 PATIENCE = 3  # low readings in a row that make a collapse
-PENDING = 1024  # images that are added up at once: for one batch alone it would be mostly overhead
+PENDING = 1024  # samples that are added up at once: for one batch alone it would be mostly overhead
 
 OnCollapse = Literal["warn", "stop", "raise"]
 
@@ -37,19 +37,19 @@ class CollapseError(RuntimeError):
 
 
 class CollapseMonitor(RememberingCallback):
-    """Logs how spread out the embeddings of every branch are, across images and across tokens, and minds a collapse.
+    """Logs how spread out the embeddings of every branch are, across samples and across tokens, and minds a collapse.
 
     Under `collapse/<branch>/<metric>`, for every embedding of the step by its name (`context` and `target` of most
     methods) and every prediction (`prediction`, or `prediction/<name>` of several):
 
     - `rankme`, `rankme_centred`, `std`, `dead`, `correlation`, `cosine`, `non_orthonormality`, and the covariance's
-      `largest_eigenvalue` and `smallest_eigenvalue`: of the pooled embedding of an image, across the images of the last
+      `largest_eigenvalue` and `smallest_eigenvalue`: of the pooled embedding of a sample, across those of the last
       `every_n_steps` steps (see `jepa_lightning.metrics`);
-    - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one image, averaged over some images of the step,
-      where an image has several;
+    - `token_rankme`, `token_std`, `token_cosine`: of the tokens of one sample, averaged over some samples of the step,
+      where a sample has several;
     - `token_place`, of the target: the share of its tokens' variance that their place alone explains, 0 to 1.
 
-    An encoder that has come to encode only where a token is looks alive on tokens and is dead across images. Further:
+    An encoder that has come to encode only where a token is looks alive on tokens and is dead across samples. Further:
 
     - `train/constant_loss`, beside `train/loss` (`train/energy` where a loss has further terms): that of a
       constant prediction, the mean target. A loss that does not stay below it has learned nothing; both falling
@@ -67,9 +67,9 @@ class CollapseMonitor(RememberingCallback):
     EPYC).
 
     A run has collapsed when, past the first tenth of its training and for three readings in a row, either RankMe of the
-    target across images (of a method without an embedding of that name, of any embedding) has been below `min_rank`
+    target across samples (of a method without an embedding of that name, of any embedding) has been below `min_rank`
     (and below half of its first reading, as an encoder whose tokens say little but where they are may start at 5 and
-    learn all the same), or the predictions of different images have been alike, with a mean cosine above `max_cosine`,
+    learn all the same), or the predictions of different samples have been alike, with a mean cosine above `max_cosine`,
     or, if asked for, targets or predictions have deviated less than `min_deviations`. In the tables "Collapse on
     purpose" of `recipes/README.md` that is said of 44 of 96 runs, at steps 300 to 1,000 of 1,562 or 1,874. All of them
     end with a rank below 6.5 or a cosine of 0.99 or more; of the others one ends with a rank of 5.7, and the rest with
@@ -130,7 +130,7 @@ class CollapseMonitor(RememberingCallback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Add up this step's images; at the end of an interval, log."""
+        """Add up this step's samples; at the end of an interval, log."""
         latents: Latents = outputs["latents"]
         branches = dict(latents.embeddings)
         branches |= {branch(name): each.tokens() for name, each in latents.predictions.items()}
@@ -151,7 +151,7 @@ class CollapseMonitor(RememberingCallback):
             self._metrics[name].reset()
             for of_tokens, value in across_tokens(tokens).items():
                 pl_module.log(f"collapse/{name}/token_{of_tokens}", value, sync_dist=True)
-            # Others may be of some tokens of each image only, and then the same place in a row is not the same in all.
+            # Others may be of some tokens of each sample only, and then the same place in a row is not the same in all.
             if is_target(name) and tokens.values.shape[1] > 1:
                 pl_module.log(f"collapse/{name}/token_place", place_share(tokens, trainer).float())
         constant, low = {}, ""
@@ -226,8 +226,8 @@ class CollapseMonitor(RememberingCallback):
         worst = min(ranks, key=lambda name: ranks[name])
         self.alarm = (
             f"the embeddings have collapsed, for {PATIENCE} readings in a row until step {clock(trainer).step}: RankMe "
-            f"of the {worst} across images is {ranks[worst]:.1f} (collapsed below {self.min_rank}), the mean cosine of "
-            f"the predictions of different images {cosine:.3f} (collapsed above {self.max_cosine}){deviation}"
+            f"of the {worst} across samples is {ranks[worst]:.1f} (collapsed below {self.min_rank}), the mean cosine "
+            f"of the predictions of different samples {cosine:.3f} (collapsed above {self.max_cosine}){deviation}"
         )
         message = (
             f"{self.alarm}. Lower the learning rate, raise the momentum towards 1, or add a regulariser "
