@@ -56,13 +56,13 @@ BIAS = 0.4  # what biases of encoders' first layers begin within
 OPTIONS: dict[str, Any] = {
     "observation_dim": 4,
     "action_dim": 2,
-    "phi_dim": 32,
-    "psi_dim": 32,
+    "phi_dim": 64,
+    "psi_dim": 64,
     "phi_layers": 1,
     "encoder_dim": 128,
     "predictor_dim": 128,
     "actor_dim": 128,
-    "discount": 0.9,
+    "discount": 0.95,
     "phi_ortho": 1.0,
     "psi_ortho": 1.0,
     "encoder_tau": 0.05,
@@ -315,12 +315,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["main"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="of a core's time, when it plays")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="of a core's time, when it plays")
     parser.add_argument("--episodes", type=int, default=1000, help="that are recorded")
     parser.add_argument("--steps", type=int, default=100, help="of a recorded episode")
     parser.add_argument("--samples", type=int, default=10_000, help="states that are labelled")
     parser.add_argument("--num_episodes", type=int, default=10, help="that are played for each reward")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--bias", type=float, default=BIAS, help="bound of encoders' first biases; 0 as published")
     parser.add_argument("--folder", type=Path, default=Path("zero_shot"))
     options = parser.parse_args(arguments)
