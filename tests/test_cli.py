@@ -1,5 +1,6 @@
 """The command line: classes of the user's own, merged configurations, misspelt keys, resuming; and every recipe."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -826,6 +827,20 @@ def test_test_scores_the_probes() -> None:
     metrics = Spy.seen["trainer"].callback_metrics
     assert torch.isfinite(metrics["test/loss"])
     assert 0 <= metrics["probe/knn/accuracy"] <= 1
+
+
+# Some seconds: probes are fitted on thousands of tokens.
+@pytest.mark.parametrize(("name", "labels"), [("tones", {"instrument", "octave", "note"}), ("sentences", {"topic"})])
+def test_evaluate_reads_sounds_and_words(name: str, labels: set[str], tmp_path: Path) -> None:
+    """The command that a training names at its end, of encoders whose module knows what is there."""
+    recipe = [f"--config={RECIPES / 'data2vec' / name}.yaml", "--data.num_train=40", "--data.num_val=20", *RUN]
+    recipe += ["--data.num_workers=0", f"--trainer.default_root_dir={tmp_path}"]
+    fitted = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
+    main(["fit", *recipe, *fitted])
+    (saved,) = tmp_path.rglob("last.ckpt")
+    main(["evaluate", *recipe, f"--ckpt_path={saved}", "--steps=1"])
+    found = {(row["label"], row["probe"]) for row in csv.DictReader((tmp_path / "evaluation.csv").open())}
+    assert found >= {(label, probe) for label in labels for probe in ("linear", "kNN")}
 
 
 def test_evaluate_writes_a_table(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,6 @@ from jepa_lightning.cli.zero_shot import evaluate_agents
 from jepa_lightning.errors import UnknownEncoderError
 from jepa_lightning.evaluation import evaluate, print_table, write_table
 from jepa_lightning.modules import JEPA
-from jepa_lightning.networks import SeriesTransformer
 
 # What Lightning says at every start and end, advertisements and what `Progress` and the summary say.
 SAID = ("💡 Tip", "GPU available: False", "TPU available: False", "`Trainer.fit` stopped: `max_")
@@ -99,12 +98,13 @@ class EvaluatingTrainer(PlanningTrainer):
         accelerator = self.strategy.root_device.type
         encoder: Any = ckpt_path
         try:
-            of_series = isinstance(load_encoder(ckpt_path, **(encoder_options or {})), SeriesTransformer)
+            grid = getattr(load_encoder(ckpt_path, **(encoder_options or {})), "grid", ())
         except UnknownEncoderError:
             if not isinstance(model, JEPA):
                 raise
-            of_series = True
-        if of_series and isinstance(model, JEPA):
+            grid = None
+        # Of series, sounds and words some may not be there, which only their module knows.
+        if (grid is None or len(grid) == 1) and isinstance(model, JEPA):
             model.load_state_dict(read_file(Path(ckpt_path))["state_dict"])
             encoder = model
         readings = evaluate(encoder, datamodule, num_train, steps, accelerator, encoder_options)

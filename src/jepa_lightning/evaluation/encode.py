@@ -60,10 +60,10 @@ def readers_of_checkpoint(
     path: str, observation: Tensor, device: torch.device, given: dict[str, Any] | None
 ) -> tuple[list[Reader], Width]:
     """Readers of a checkpoint's encoder and of the same untrained, and what their features are like."""
-    if observation.ndim == 3:
+    if observation.ndim < 4:
         raise ValueError(
-            f"{path} is to encode series, of whose steps some may not be there, which its module knows: give that, "
-            "TSJEPA.load_from_checkpoint(path), or TSJEPA.from_official(path)"
+            f"{path} is to encode series, sounds or words, of which some may not be there, which its module knows: "
+            "give that, such as TSJEPA.load_from_checkpoint(path) or Data2Vec.from_official(path)"
         )
     options, size, configuration = dict(given or {}), observation.shape[2:], read_networks(path).options.get("encoder")
     if configuration is None:  # then the sizes are those of the data
