@@ -1,5 +1,7 @@
 """Sounds and texts that are made: the same every time, and labels that agree with what is heard and read."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from jepa_lightning.data.synthetic import sentences, tones
 def test_notes_are_those_that_sound() -> None:
     """Of the middle of each note the frequencies that stand out are multiples of that of its label and octave."""
     batch, right = TonesDataset(100).__getitems__(list(range(40))), []
-    for wave, valid, instrument, octave, note in zip(*batch, strict=True):
+    for wave, valid, instrument, octave, contour, note in zip(*batch, strict=True):
         length = int(valid.sum())
         assert valid[:length].all()
         assert not wave[length:].any()
@@ -22,6 +24,9 @@ def test_notes_are_those_that_sound() -> None:
         if tones.INSTRUMENTS[instrument] == "bell":
             continue
         changes = [0, *((note.diff() != 0).nonzero().flatten() + 1).tolist()]
+        heard = [int(note[start]) for start in changes if note[start] >= 0]
+        ways = ["up" if after > before else "down" for before, after in itertools.pairwise(heard)]
+        assert (tones.CONTOURS[contour] if contour >= 0 else None) == (", ".join(ways) if len(ways) == 2 else None)
         for start, end in zip(changes, [*changes[1:], len(note)], strict=True):
             if note[start] < 0 or end - start < 15:
                 continue
@@ -78,7 +83,7 @@ def test_data_modules() -> None:
     batch = next(iter(data.train_dataloader()))
     assert (batch.wave.shape, batch.note.shape) == ((8, 4000, 1), (8, 50))
     assert [len(each.octave) for each in data.val_dataloader()] == [6]
-    for label in ("instrument", "octave", "note"):
+    for label in ("instrument", "octave", "contour", "note"):
         assert int(getattr(batch, label).max()) < len(data.classes[label])
     with pytest.raises(ValueError, match="seconds="):
         TonesDataModule(0.1)

@@ -323,6 +323,6 @@ def test_an_evaluation_of_sounds() -> None:
     data = waves(num_train=100, num_val=40)
     readings = evaluate(module("waves"), data, steps=5, accelerator="cpu")
     found = {(each.label, each.probe): each for each in readings}
-    assert {label for label, _ in found} == {"instrument", "octave", "note"}
+    assert {label for label, _ in found} == {"instrument", "octave", "contour", "note"}
     assert found["note", "linear"].num_labels > 1000
     assert 0 < found["note", "kNN"].value <= 1

@@ -16,6 +16,7 @@ INSTRUMENTS = ("organ", "flute", "clarinet", "fiddle", "harp", "bell")
 LOWEST = 130.8  # Hz, the C below the middle one, of octave 0
 OCTAVES = 3
 NOTES = 3  # of a sound
+CONTOURS = ("down, down", "down, up", "up, down", "up, up")
 RATE = 8_000  # samples a second
 LABEL_RATE = 100  # notes a second
 
@@ -49,6 +50,7 @@ class TonesBatch(NamedTuple):
         valid: BoolTensor `[B, L]`, which samples there are.
         instrument: `[B]` int64, an index into `INSTRUMENTS`.
         octave: `[B]` int64, of all notes, 0 to 2.
+        contour: `[B]` int64, an index into `CONTOURS`: which way the melody goes; -1 where a note comes twice in a row.
         note: `[B, T]` int64, for each hundredth of a second the pitch class that sounds, from C as 0 to 11; -1 behind
             the end.
     """
@@ -57,6 +59,7 @@ class TonesBatch(NamedTuple):
     valid: Tensor
     instrument: Tensor
     octave: Tensor
+    contour: Tensor
     note: Tensor
 
 
@@ -65,7 +68,8 @@ class TonesDataset(DrawnDataset):
 
     Instruments differ in their partials, attack, decay and vibrato. Loudness, phases, pitches, lengths, noise, and a
     room that makes some frequencies up to 100 times as loud as others are drawn apart from these. So neither samples
-    nor the mean spectrum tell much of an instrument, but which partials there are, and how they rise and fall.
+    nor the mean spectrum tell much of an instrument, but which partials there are, and how they rise and fall; and of
+    the contour, which way the melody goes, the mean spectrum tells nearly nothing.
 
     Every sound is a pure function of the seed, the split and its index, to rounding.
 
@@ -136,11 +140,14 @@ class TonesDataset(DrawnDataset):
         wave /= np.sqrt((wave**2 * valid).sum(1, keepdims=True) / length[:, None])
         middle = ((np.arange(samples * LABEL_RATE // RATE) + 0.5) * RATE / LABEL_RATE).astype(np.int64)
         note = np.where(valid[:, middle], pitch[rows, playing[:, middle]], UNLABELLED)
+        steps = np.diff(pitch, axis=1)
+        contour = np.where((steps != 0).all(1), (steps > 0) @ [2, 1], UNLABELLED)
         return TonesBatch(
             torch.from_numpy(np.where(valid, wave, 0.0).astype(np.float32)).unsqueeze(-1),
             torch.from_numpy(valid),
             torch.from_numpy(instrument),
             torch.from_numpy(octave),
+            torch.from_numpy(contour),
             torch.from_numpy(note),
         )
 
@@ -168,6 +175,7 @@ class TonesDataModule(RenderedDataModule):
     classes = {  # noqa: RUF012
         "instrument": list(INSTRUMENTS),
         "octave": ["0", "1", "2"],
+        "contour": list(CONTOURS),
         "note": ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"],
     }
 
