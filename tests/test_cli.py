@@ -842,7 +842,7 @@ def test_evaluate_reads_sounds_and_words(name: str, labels: set[str], tmp_path: 
     (saved,) = tmp_path.rglob("last.ckpt")
     main(["evaluate", *recipe, f"--ckpt_path={saved}", "--steps=1"])
     found = {(row["label"], row["probe"]) for row in csv.DictReader((tmp_path / "evaluation.csv").open())}
-    assert found >= {(label, probe) for label in labels for probe in ("linear", "kNN")}
+    assert found >= {(label, "linear"), (label, "kNN")}
 
 
 def test_evaluate_writes_a_table(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
