@@ -289,11 +289,14 @@ def test_the_script(
     monkeypatch.setattr(script, "REWARDS", {name: script.REWARDS[name] for name in ("bottom_right", "loop")})
     monkeypatch.setattr(script, "CORNERS", {"bottom_right": script.CORNERS["bottom_right"]})
     monkeypatch.setattr(script, "WORLD", POINT | {"task": "ring", "max_episode_steps": 40})
-    script.main([*small, "--rows", *script.ROWS, "--seeds=0", f"--folder={tmp_path}"])
+    script.main([*small, "--rows", *script.ROWS, "--seeds=0", f"--folder={tmp_path}", "--set", "lr=2e-3"])
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["row"] for row in rows] == list(script.ROWS)
+    assert [row["row"] for row in rows] == [f"{name} lr=0.002 batch_size=8" for name in script.ROWS]
     assert all(int(row["updates"]) >= 1 and np.isfinite(float(row["mean"])) for row in rows)
     assert capsys.readouterr().out.count("\n| ") == 1 + len(script.ROWS)
+    with pytest.raises(SystemExit):
+        script.main([*small, "--set", "lr"])
+    assert "'lr' is not of the form name=number" in capsys.readouterr().err
 
 
 def test_the_controllers(script: Any) -> None:

@@ -52,6 +52,7 @@ CORNERS = {
     "bottom_right": (0.15, -0.15),
 }
 RING, SPEED = 0.15, 0.08  # metres, metres a second
+BATCH = 256
 BIAS = 0.4  # what biases of encoders' first layers begin within
 OPTIONS: dict[str, Any] = {
     "observation_dim": 4,
@@ -244,14 +245,14 @@ class ProcessorTime(pl.Callback):
             trainer.should_stop = not self.minutes
 
 
-def made(row: str, seed: int, bias: float) -> TDJEPA:
+def made(row: str, seed: int, bias: float, options: dict[str, Any]) -> TDJEPA:
     """The module of a row.
 
     The encoders' first layers begin with biases: without, as in the official code, their norms take away how far a
     state is from the middle, and only its direction is seen until biases have been learned.
     """
     pl.seed_everything(seed, verbose=False)
-    module = (SuccessorFeatures if row == "states" else TDJEPA)(**OPTIONS | ROWS[row])
+    module = (SuccessorFeatures if row == "states" else TDJEPA)(**OPTIONS | ROWS[row] | options)
     for name in ("phi", "psi"):
         encoder = getattr(module, name, None)
         if isinstance(encoder, SphereEncoder):
@@ -320,17 +321,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100, help="of a recorded episode")
     parser.add_argument("--samples", type=int, default=10_000, help="states that are labelled")
     parser.add_argument("--num_episodes", type=int, default=10, help="that are played for each reward")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=BATCH)
+    parser.add_argument("--set", nargs="+", type=assignment, default=[], help="options of TDJEPA, name=number")
     parser.add_argument("--bias", type=float, default=BIAS, help="bound of encoders' first biases; 0 as published")
     parser.add_argument("--folder", type=Path, default=Path("zero_shot"))
     options = parser.parse_args(arguments)
+    options.set = dict(options.set)
     options.folder.mkdir(parents=True, exist_ok=True)
     data, found = recorded(options), dict[str, list[dict[str, float]]]()
+    changeable = (("bias", options.bias, BIAS), ("batch_size", options.batch_size, BATCH))
     for row in options.rows:
         for seed in options.seeds:
-            module, label = made(row, seed, options.bias), row
-            if options.bias != BIAS:
-                label = f"{row} with biases up to {options.bias:g}"
+            module = made(row, seed, options.bias, options.set)
+            others = options.set | {name: each for name, each, usual in changeable if each != usual}
+            label = " ".join([row, *(f"{name}={value:g}" for name, value in others.items())])
 
             def play(minutes: float, updates: int, row: str = label, seed: int = seed, module: TDJEPA = module) -> None:
                 line = played(module, data, options)
@@ -349,6 +353,15 @@ def main(arguments: list[str] | None = None) -> None:
         cells = [f"{np.mean([each[name] for each in lines]):.2f}" for name in columns]
         _, low, high = interval(np.array([each["mean"] for each in lines]))
         print(f"| {row} | {' | '.join(cells)} ({low:.2f} to {high:.2f}) |")
+
+
+def assignment(text: str) -> tuple[str, float]:
+    """An option and its number, from `name=number`."""
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.isdigit() else float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=number") from error
 
 
 def keep(path: Path, line: dict[str, Any]) -> None:
