@@ -150,8 +150,8 @@ def errors(speller: Speller, loader: Any) -> dict[str, float]:
     wrong = letters = missed = count = 0
     for batch in loader:
         likely, lengths = speller(batch)
-        said_in = zip(batch["word"].tolist(), batch["language"].tolist(), strict=True)
-        for row, length, (word, language) in zip(likely, lengths.tolist(), said_in, strict=True):
+        columns = (lengths.tolist(), batch["word"].tolist(), batch["language"].tolist())
+        for row, length, word, language in zip(likely, *columns, strict=True):
             best = torch.unique_consecutive(row[:length].argmax(-1))
             said = speller.spelled[word].tolist()
             wrong += distance(best[best != BLANK].tolist(), said)
@@ -180,7 +180,7 @@ def of_encoder(encoder: Any) -> Frames:
 
 
 def cepstra(batch: dict[str, Any]) -> list[Tensor]:
-    """The first twelve of 40 mel bands, but for the loudness, every 10 ms."""
+    """Twelve cepstra of 40 mel bands every 10 ms, without the one of loudness."""
     order, band = torch.arange(1, 13).unsqueeze(1), torch.arange(40)
     cosines = torch.cos(torch.pi / 40 * order * (band + 0.5))
     waves = zip(batch["wave"].squeeze(-1), batch["valid"], strict=True)
@@ -199,10 +199,10 @@ def template_errors(frames: Frames, known: Any, asked: Any) -> float:
             words += batch["word"].tolist()
             languages += batch["language"].tolist()
         parts.append((sounds, words, languages))
-    (templates, said, tongues), (sounds, words, languages) = parts
+    (templates, said, said_in), (sounds, words, languages) = parts
     wrong = 0
     for sound, word, language in zip(sounds, words, languages, strict=True):
-        own = [number for number, each in enumerate(tongues) if each == language]
+        own = [number for number, each in enumerate(said_in) if each == language]
         far = dtw_pairwise_distance([sound], [templates[number] for number in own])[0]
         far /= [sound.shape[1] + templates[number].shape[1] for number in own]
         wrong += said[own[int(far.argmin())]] != word
@@ -236,8 +236,7 @@ def run(
         row |= {f"test template, {name}": wrong}
     for name, encoder in (("pretrained", module.context_encoder), ("scratch", scratch)):
         torch.manual_seed(seed)
-        words = {language: sorted(found) for language, found in languages.items()}
-        speller = Speller(encoder, spoken.classes["word"], words)
+        speller = Speller(encoder, spoken.classes["word"], {each: sorted(words) for each, words in languages.items()})
         row |= {f"{key}, {name}": value for key, value in train(speller, spoken, options).items()}
         for role, loader in (("val", spoken.val_dataloader()), ("test", spoken.test_dataloader())):
             row |= {f"{role} {key}, {name}": value for key, value in errors(speller, loader).items()}
