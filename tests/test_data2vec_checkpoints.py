@@ -12,7 +12,8 @@ import torch
 from helpers import OF_WAVES, OF_WORDS, TINY_DATA2VEC, assert_close, made, quiet_trainer, random_images, random_series
 from torch import Tensor, nn
 
-from jepa_lightning import Data2Vec, Data2Vec2, load_encoder, save_for_transformers
+from jepa_lightning import RECIPES, Data2Vec, Data2Vec2, load_encoder, save_for_transformers
+from jepa_lightning.cli import main
 from jepa_lightning.networks import PostNormVisionTransformer, WaveTransformer, WordTransformer
 
 GOLDEN = Path(__file__).parent / "golden" / "data2vec"
@@ -78,6 +79,14 @@ def test_transformers(kind: str, tmp_path: Path) -> None:
     assert not torch.allclose(found[there], expected[there], atol=1e-2)
     assert_close(found[there], encoder(observation, None, tokens)[there], "their features")
     assert_close(load_encoder(tmp_path / "ours")(observation, None, tokens)[there], found[there], "and back")
+
+
+def test_the_command_line_says_what_to_give(tmp_path: Path) -> None:
+    """Of a folder of transformers' there is no module to read words with, and `jepa evaluate` says so."""
+    theirs("text")[0].save_pretrained(tmp_path / "theirs")
+    recipe = f"--config={RECIPES / 'data2vec' / 'sentences.yaml'}"
+    with pytest.raises(ValueError, match=r"give that, such as"):
+        main(["evaluate", recipe, f"--ckpt_path={tmp_path / 'theirs'}", f"--trainer.default_root_dir={tmp_path}"])
 
 
 def test_what_transformers_has_not(tmp_path: Path) -> None:

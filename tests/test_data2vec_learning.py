@@ -292,10 +292,8 @@ def test_spelling(prepare: Any) -> None:
     likely = torch.stack([nn.functional.one_hot(torch.tensor(frames), 3).float() for frames in says.values()])
     speller.forward = lambda batch: ((likely * 8).log_softmax(-1), torch.full((3,), 6))
     one = torch.zeros(3, dtype=torch.long)  # language
-    assert spoken.errors(speller, [{"word": torch.tensor([0, 1, 2]), "language": one}]) == {
-        "letters": 0.0,
-        "words": 0.0,
-    }
+    right = spoken.errors(speller, [{"word": torch.tensor([0, 1, 2]), "language": one}])
+    assert right == {"letters": 0.0, "words": 0.0}
     found = spoken.errors(speller, [{"word": torch.tensor([1, 0, 2]), "language": one}])
     assert found == {"letters": pytest.approx(4 / 7), "words": pytest.approx(2 / 3)}
     other = torch.tensor([1, 1, 1])  # in which the second word is not said

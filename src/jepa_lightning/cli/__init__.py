@@ -105,8 +105,10 @@ class EvaluatingTrainer(PlanningTrainer):
             grid = None
         # Of series, sounds and words some may not be there, which only their module knows.
         if (grid is None or len(grid) == 1) and isinstance(model, JEPA):
-            model.load_state_dict(read_file(Path(ckpt_path))["state_dict"])
-            encoder = model
+            kept = read_file(Path(ckpt_path)) if Path(ckpt_path).is_file() else {}
+            if "state_dict" in kept:  # of others, such as official files, `evaluate` says what to give
+                model.load_state_dict(kept["state_dict"])
+                encoder = model
         readings = evaluate(encoder, datamodule, num_train, steps, accelerator, encoder_options)
         for ending in (".csv", ".md"):
             write_table(readings, Path(self.default_root_dir) / f"evaluation{ending}")

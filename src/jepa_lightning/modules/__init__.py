@@ -1,4 +1,7 @@
-"""The LightningModules, one file a method; `jepa.py` is the base of all, `masked.py` of those that hide places."""
+"""The LightningModules, one file a method.
+
+`jepa.py` is the base of all, `masked.py` of those that hide places, `task_agent.py` of those that act for rewards.
+"""
 
 from jepa_lightning.modules.cjepa import CJEPA
 from jepa_lightning.modules.data2vec import Data2Vec

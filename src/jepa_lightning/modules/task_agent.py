@@ -20,7 +20,7 @@ class TaskAgent(JEPA):
     Attributes:
         frames: the encoder of frames, None where observations are vectors.
         phi: φ, the encoder of states.
-        psi: ψ, the encoder whose directions tasks are; φ where a method is `symmetric`.
+        psi: ψ, the encoder whose directions tasks are; there is none where a method is `symmetric`, and φ is it.
         actor: of what it sees, a task and, where it takes it, noise.
         flow: what noise flows by into the data's actions, None without.
         task_dim: numbers Z of a task.
